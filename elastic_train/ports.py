@@ -1,0 +1,314 @@
+"""The ports: what elastic_train needs of the world, and what an adapter must promise.
+
+Each port is a Protocol; adapters live in ``adapters/<port>/<technology>.py`` and translate whatever
+their library raises into ``elastic_train.errors``. One conformance suite runs on every adapter of a port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from elastic_train.core.records import WorkerId, WorldRecord
+
+# --------------------------------------------------------------------------- coordination
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """One key as the service holds it."""
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A condition of a write: the key's create or mod revision equals `revision` (0 = the key is absent)."""
+
+    key: str
+    revision: int
+    of: str = "mod"  # "mod" | "create"
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write one key, attached to a lease where `lease_id` is not 0."""
+
+    key: str
+    value: bytes
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete one key, or with ``prefix=True`` all keys that begin with it."""
+
+    key: str
+    prefix: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All keys of a watched prefix at one revision: the first batch, and again whenever events may have been missed."""
+
+    items: tuple[KeyValue, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key written (`value` is bytes) or deleted (`value` is None)."""
+
+    key: str
+    value: bytes | None
+    mod_revision: int
+    create_revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Changes in revision order, none missing since the batch before."""
+
+    changes: tuple[Change, ...]
+    revision: int
+
+
+class Watch(Protocol):
+    """An open watch. Iterating blocks; `close` (any thread) ends the iteration."""
+
+    def __iter__(self) -> Iterator[Snapshot | Changes]: ...
+    def close(self) -> None: ...
+
+
+class Lease(Protocol):
+    """A right that runs out unless renewed.
+
+    `expires_at` is on this process's monotonic clock, counted from *before* the renewal was sent, so it is
+    never later than the service's own deadline would be.
+    """
+
+    @property
+    def lease_id(self) -> int: ...
+    @property
+    def ttl_s(self) -> float: ...
+    @property
+    def expires_at(self) -> float: ...
+    def renew(self) -> None:
+        """Renew once.
+
+        Raises:
+            LeaseExpired: It is gone (the service answered TTL 0, or the local deadline passed).
+            CoordinationUnavailable: No answer; the lease may still live until `expires_at`.
+        """
+
+    def revoke(self) -> None: ...
+
+
+class Coordination(Protocol):
+    """A linearizable key-value store with leases, guarded writes and watches (etcd v3's model).
+
+    Every method may raise CoordinationUnavailable (after `deadline_s` of trying all endpoints) or
+    CoordinationDenied. Safe from many threads; an instance must not be used in a forked child.
+    """
+
+    def get(self, key: str) -> KeyValue | None: ...
+    def list(self, prefix: str) -> Snapshot: ...
+    def commit(self, operations: Sequence[Put | Delete], guards: Sequence[Guard] = ()) -> int:
+        """Apply all operations at once if every guard holds; return the revision they made.
+
+        A commit whose answer was lost is resolved (by re-reading) or raised as CoordinationUnavailable; it is never
+        applied twice.
+
+        Raises:
+            GuardFailed: A guard did not hold; nothing was written.
+        """
+
+    def grant(self, ttl_s: float) -> Lease: ...
+    def watch(self, prefix: str) -> Watch:
+        """Watch a prefix: first a Snapshot, then Changes; a new Snapshot after compaction or a gap."""
+
+    def close(self) -> None: ...
+
+
+# --------------------------------------------------------------------------- launcher
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted:
+    """The process of a worker runs."""
+
+    worker_id: WorkerId
+    pid: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """The process of a worker is gone. `exit_code` < 0: killed by that signal. None: never came up (see `detail`)."""
+
+    worker_id: WorkerId
+    exit_code: int | None
+    detail: str = ""
+
+
+LauncherSink = Callable[[WorkerStarted | WorkerExited], None]
+
+
+class Launcher(Protocol):
+    """Starts and ends worker processes. Calls return at once; what happened comes back through the sink (any thread)."""
+
+    def start(self, sink: LauncherSink) -> None: ...
+    def launch(self, worker_ids: Sequence[WorkerId]) -> None: ...
+    def kill(self, worker_id: WorkerId) -> None:
+        """End a worker for good (SIGKILL; also if stopped). Unknown or dead: no-op."""
+
+    def capacity(self) -> int | None:
+        """Return how many workers this launcher can run at once, None if it does not know."""
+
+    def close(self) -> None:
+        """End every worker and every helper process; return when they are gone."""
+
+
+# --------------------------------------------------------------------------- framework
+
+
+class Exchange(Protocol):
+    """Where the members of one world put small values for each other while they form their group."""
+
+    def set(self, key: str, value: bytes) -> None: ...
+    def get(self, keys: Sequence[str], timeout_s: float) -> list[bytes]:
+        """Wait until all keys are there.
+
+        Raises:
+            GroupBroken: The timeout passed or the formation was aborted.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Formation:
+    """All that is needed to form the group of one world."""
+
+    world: WorldRecord
+    rank: int
+    address: str  # this worker's own
+    exchange: Exchange
+    timeout_s: float
+
+    @property
+    def world_size(self) -> int:
+        """Return the number of members."""
+        return len(self.world.members)
+
+
+class Group(Protocol):
+    """The collectives of one membership epoch. A world of one has a group too; its collectives are trivial.
+
+    Every method but `abort` is called by the training thread only and raises GroupBroken when a member is gone.
+    """
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    def all_gather_bytes(self, payload: bytes) -> list[bytes]:
+        """Return every member's payload, by rank (any sizes)."""
+
+    def abort(self) -> None:
+        """Make every collective of this group, under way or later, fail now. From any thread; idempotent."""
+
+    def close(self) -> None:
+        """Free the group's sockets and threads. Never blocks on a broken group."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """This worker's share of one step, as the engine needs it."""
+
+    step: int
+    seed: int  # for this step and this worker's first logical shard
+    samples: int  # in this worker's share
+    global_samples: int
+
+
+class StepEngine(Protocol):
+    """What a framework does with the training state inside a step and between worlds.
+
+    Bound once to the objects of TrainState; lives as long as the worker.
+    """
+
+    def attach(self, group: Group | None) -> None:
+        """Use this group from now on (None: no world; nothing may be reduced)."""
+
+    def begin(self, plan: StepPlan) -> None:
+        """Open a step: zero gradients, seed the generators, remember what a rollback needs."""
+
+    def backward(self, loss: Any, samples: int, *, last: bool) -> Any:
+        """Accumulate the gradient of ``loss * samples / global_samples``; on the last part start reducing. Return the detached loss."""
+
+    def reduce(self, control: Sequence[float]) -> list[float]:
+        """Complete the reduction of gradients; return `control` summed elementwise over the world.
+
+        The control values ride on the last gradient bucket: no collective of their own.
+        """
+
+    def commit(self) -> None:
+        """Close the step: forget what a rollback needs."""
+
+    def rollback(self) -> None:
+        """Undo every trace of the open step: parameters, optimizers, buffers, gradients."""
+
+    # ---- state
+
+    def describe(self) -> bytes:
+        """Return structure, dtypes, shapes and small values of the state (msgpack); tensors' bytes not included."""
+
+    def send(self, description: bytes, receiver: int) -> None:
+        """Send the state's tensors to the member with that rank, in the order of `description`."""
+
+    def receive(self, description: bytes, sender: int) -> None:
+        """Replace the state by the sender's. All or nothing: a failure half-way raises GroupBroken and marks the state void."""
+
+    def export(self) -> dict[str, Any]:
+        """Return the state as a tree of tensors and plain values for a checkpoint (no copies)."""
+
+    def load(self, tree: Mapping[str, Any]) -> None:
+        """Replace the state by a tree that `export` made.
+
+        Raises:
+            StateNotRestorable: The tree does not fit; says which keys.
+        """
+
+
+class Framework(Protocol):
+    """A deep learning framework: group formation and the step engine."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def preload(self) -> tuple[str, ...]:
+        """Return the modules a warm worker pool imports in advance."""
+
+    def prepare_process(self, worker_index: int) -> None:
+        """Set up a fresh worker process (threads, devices) before user code runs."""
+
+    def form(self, formation: Formation) -> Group:
+        """Form the group of a world.
+
+        Raises:
+            GroupBroken: A member did not come, or `abort_formation` was called.
+        """
+
+    def abort_formation(self) -> None:
+        """Make a `form` under way in another thread fail now."""
+
+    def bind(self, items: Mapping[str, Any]) -> StepEngine:
+        """Bind the objects of a TrainState.
+
+        Raises:
+            StateNotRestorable: One of them has no state that could be sent or saved; says which.
+        """
