@@ -1,0 +1,52 @@
+"""A pluggable object store: one interface, errors and guarantees over files, S3, GCS, Azure and fsspec."""
+
+from storage.base import Capabilities, ObjectInfo
+from storage.errors import (
+    AlreadyExists,
+    BackendError,
+    BucketNotFound,
+    CapabilityError,
+    ConfigError,
+    CredentialsExpired,
+    DeadlineExceeded,
+    InvalidKey,
+    MissingDependency,
+    NotFound,
+    PermissionDenied,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    StorageError,
+    StoreClosed,
+    StoreFull,
+    TransientError,
+    UnknownScheme,
+)
+from storage.registry import open_store
+from storage.retry import RetryPolicy
+from storage.store import ObjectStore
+
+__all__ = [
+    "AlreadyExists",
+    "BackendError",
+    "BucketNotFound",
+    "Capabilities",
+    "CapabilityError",
+    "ConfigError",
+    "CredentialsExpired",
+    "DeadlineExceeded",
+    "InvalidKey",
+    "MissingDependency",
+    "NotFound",
+    "ObjectInfo",
+    "ObjectStore",
+    "PermissionDenied",
+    "PreconditionFailed",
+    "RangeNotSatisfiable",
+    "RetryPolicy",
+    "StorageError",
+    "StoreClosed",
+    "StoreFull",
+    "TransientError",
+    "UnknownScheme",
+    "open_store",
+]

@@ -1,0 +1,1 @@
+"""One module for each client library; imported only when a URL needs it."""

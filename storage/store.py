@@ -1,0 +1,288 @@
+"""The object store that users hold: :class:`ObjectStore`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from storage.base import Backend, Capabilities, Condition, ObjectInfo
+from storage.errors import (
+    AlreadyExists,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    StoreClosed,
+)
+from storage.keys import validate_key, validate_prefix
+from storage.payload import MappedFile, Payload
+from storage.retry import NO_RETRIES, Retrier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer, Self
+
+    from storage.payload import Data
+
+T = TypeVar("T")
+
+
+class ObjectStore:
+    """Keep named, immutable-once-read byte strings in one bucket, directory or process.
+
+    Made by :func:`storage.open_store`. All methods may be called from any thread, and in a child
+    after ``fork``. Every method raises only errors of :mod:`storage.errors` (and ``TypeError`` /
+    ``ValueError`` for arguments of the wrong kind): besides those listed, ``InvalidKey``,
+    ``PermissionDenied``, ``BucketNotFound``, ``StoreFull``, ``StoreClosed``, ``DeadlineExceeded`` and
+    ``BackendError``.
+    """
+
+    def __init__(self, backend: Backend, *, url: str, retrier: Retrier = NO_RETRIES) -> None:
+        self._backend = backend
+        self._url = url
+        self._retrier = retrier
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<ObjectStore {self._url} by {self._backend.client}>"
+
+    @property
+    def url(self) -> str:
+        """Return where the store is, without credentials."""
+        return self._url
+
+    @property
+    def client(self) -> str:
+        """Return the name of the client library in use."""
+        return self._backend.client
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Say what this store guarantees."""
+        return self._backend.capabilities
+
+    # Writing
+
+    def put(
+        self, key: str, data: Data, *, if_absent: bool = False, if_match: str | None = None
+    ) -> ObjectInfo:
+        """Write an object, whole or not at all; large ones in several requests.
+
+        Args:
+            key: its name; see :func:`storage.keys.validate_key`.
+            data: one contiguous buffer, or buffers that follow each other. Buffers are not
+                copied and must not change before this returns. A generator's items are spooled where
+                a retry may need them again, so a list of buffers is cheaper.
+            if_absent: write only if no object has the key; of several writers one wins.
+            if_match: write only over the object with this etag.
+
+        Raises:
+            AlreadyExists: ``if_absent``, and another put made the object.
+            PreconditionFailed: ``if_match``, and the object has another etag or is gone.
+            CapabilityError: the backend cannot guarantee the condition.
+            DeadlineExceeded: with ``maybe_applied`` true if a request was sent but never answered.
+        """
+        validate_key(key)
+        if if_absent and if_match is not None:
+            raise ValueError("if_absent and if_match exclude each other")
+        token = "" if not if_absent and if_match is None else uuid.uuid4().hex
+        condition = Condition(if_absent=if_absent, if_match=if_match, token=token)
+        payload = Payload(data)
+        return self._put(key, payload, condition)
+
+    def put_file(
+        self,
+        key: str,
+        path: str | Path,
+        *,
+        if_absent: bool = False,
+        if_match: str | None = None,
+    ) -> ObjectInfo:
+        """Write the content of a local file without reading it into memory; like :meth:`put`.
+
+        Raises:
+            OSError: the local file cannot be read.
+        """
+        with MappedFile(Path(path)) as view:
+            return self.put(key, view, if_absent=if_absent, if_match=if_match)
+
+    def copy(self, src: str, dst: str) -> ObjectInfo:
+        """Copy an object within the store, overwriting ``dst``, without the bytes passing here
+        where the backend can.
+
+        Raises:
+            NotFound: ``src`` does not exist.
+        """
+        validate_key(src)
+        validate_key(dst)
+        return self._run("copy", src, lambda: self._backend.copy(src, dst), writes=True)
+
+    def delete(self, key: str) -> None:
+        """Remove an object; succeed if there is none."""
+        validate_key(key)
+        self._run("delete", key, lambda: self._backend.delete(key), writes=True)
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """Remove several objects, by bulk requests where the backend has them.
+
+        Not atomic: on an error some are gone and some are not; calling it again is safe.
+        """
+        batch = [validate_key(key) for key in keys]
+        if batch:
+            self._run("delete", batch[0], lambda: self._backend.delete_many(batch), writes=True)
+
+    # Reading
+
+    def get(self, key: str) -> bytes:
+        """Return the whole object.
+
+        Raises:
+            NotFound: no such object.
+        """
+        validate_key(key)
+        return self._run("get", key, lambda: self._backend.get(key))
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Return the bytes of the half-open range ``[start, stop)``; exactly ``stop - start``.
+
+        Raises:
+            NotFound: no such object.
+            RangeNotSatisfiable: the object ends before ``stop``.
+            ValueError: not ``0 <= start <= stop``.
+        """
+        validate_key(key)
+        if not 0 <= start <= stop:
+            raise ValueError(f"not a range: [{start}, {stop})")
+        if start == stop:
+            return b""
+        return self._run("get", key, lambda: self._backend.get_range(key, start, stop))
+
+    def get_range_into(self, key: str, start: int, out: Buffer) -> None:
+        """Fill ``out`` with the object's bytes from ``start`` on, without a copy where the backend
+        can.
+
+        After an error the content of ``out`` is undefined.
+
+        Raises:
+            NotFound: no such object.
+            RangeNotSatisfiable: the object ends before ``out`` is full.
+            ValueError: ``start`` is negative, or ``out`` is read-only or not contiguous.
+        """
+        validate_key(key)
+        view = memoryview(out)
+        if view.readonly or not view.c_contiguous or start < 0:
+            raise ValueError("need a writable contiguous buffer and start >= 0")
+        if view.nbytes:
+            flat = view.cast("B")
+            self._run("get", key, lambda: self._backend.get_range_into(key, start, flat))
+
+    def head(self, key: str) -> ObjectInfo:
+        """Describe an object.
+
+        Raises:
+            NotFound: no such object.
+        """
+        validate_key(key)
+        return self._run("head", key, lambda: self._backend.head(key))
+
+    def exists(self, key: str) -> bool:
+        """Tell whether the object exists."""
+        try:
+            self.head(key)
+        except NotFound as missing:
+            if type(missing) is not NotFound:  # a missing bucket is not a missing object
+                raise
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose key begins with the string ``prefix``, ascending by key.
+
+        ``prefix`` need not end at a ``/``. Objects put or deleted meanwhile may or may not appear.
+        """
+        validate_prefix(prefix)
+        # Read to its end within the attempt, so that a retry yields nothing twice.
+        return self._run("list", prefix, lambda: iter(tuple(self._backend.list(prefix))))
+
+    # Life
+
+    def close(self) -> None:
+        """Release connections and descriptors; calling it again does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Inside
+
+    def _put(self, key: str, payload: Payload, condition: Condition) -> ObjectInfo:
+        if self._backend.is_remote:
+            payload.spool()
+        weight = self._backend.request_count(payload.nbytes) if payload.is_replayable else 1
+        attempts = 0
+
+        def attempt() -> ObjectInfo:
+            nonlocal attempts
+            attempts += 1
+            try:
+                return self._backend.put(key, payload, condition)
+            except (AlreadyExists, PreconditionFailed):
+                ours = self._recognise(key, payload, condition, retried=attempts > 1)
+                if ours is None:
+                    raise
+                return ours
+
+        return self._run("put", key, attempt, writes=True, weight=weight)
+
+    def _recognise(
+        self, key: str, payload: Payload, condition: Condition, *, retried: bool
+    ) -> ObjectInfo | None:
+        """Return the object if it is the one that an unanswered try of this very put wrote."""
+        if not self._backend.is_remote:
+            return None
+        try:
+            if self._backend.records_tokens:
+                ours = self._backend.put_token(key) == condition.token
+            else:
+                # Without a token only the content can tell, and only a retry can be in doubt.
+                ours = retried and self._holds(key, payload)
+            return self._backend.head(key) if ours else None
+        except NotFound:
+            return None
+
+    def _holds(self, key: str, payload: Payload) -> bool:
+        if self._backend.head(key).nbytes != payload.nbytes:
+            return False
+        return self._backend.get(key) == payload.contiguous()
+
+    def _run(
+        self,
+        operation: str,
+        key: str,
+        attempt: Callable[[], T],
+        *,
+        writes: bool = False,
+        weight: int = 1,
+    ) -> T:
+        if self._closed:
+            raise StoreClosed(operation=operation, store=self._url, key=key)
+        try:
+            return self._retrier.call(
+                attempt, refresh=self._backend.refresh_credentials, writes=writes, weight=weight
+            )
+        except StorageError as error:
+            error.locate(operation=operation, store=self._url, key=key)
+            raise
