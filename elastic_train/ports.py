@@ -296,6 +296,9 @@ class Framework(Protocol):
     def prepare_process(self, worker_index: int) -> None:
         """Set up a fresh worker process (threads, devices) before user code runs."""
 
+    def collate(self, samples: Sequence[Any]) -> Any:
+        """Make a batch of a list of samples, where the user gave no function for it."""
+
     def form(self, formation: Formation) -> Group:
         """Form the group of a world.
 

@@ -1,0 +1,158 @@
+"""ElasticBatches: a dataset cut into the same global batches at every world size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from elastic_train.core.data import BatchPlan, Indices, Share
+from elastic_train.errors import ConfigurationError
+
+_LOOKAHEAD = 4096  # positions whose indices are computed at a time: the fixed cost is shared by many steps
+
+
+class SizedDataset(Protocol):
+    """A map-style dataset: ``len(dataset)`` samples, ``dataset[index]``."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+Collate = Callable[[Sequence[Any]], Any]
+
+
+class ElasticBatches:
+    """The batches of a training run, divided among however many workers there are.
+
+    Step k has the same samples at every world size: a seeded permutation of each data epoch is cut into global batches, and
+    each of those into logical shards, of which every worker takes a contiguous run.
+
+    Args:
+        dataset: Map-style: has a length and indexing. ``TensorDataset`` and anything with ``__getitems__`` are read a
+            batch at a time.
+        global_batch_size: Samples per step over all workers, at least the number of logical shards (``max_workers`` unless
+            said otherwise).
+        data_epochs: Passes over the dataset.
+        seed: Of the order; None takes the job's.
+        shuffle: False keeps the dataset's order.
+        drop_last: Leave out the incomplete batch at the end of each data epoch (otherwise it is a smaller step).
+        collate: Makes a batch of a list of samples; default: the framework's own (``torch.utils.data.default_collate``).
+        micro_batch_size: Yield at most so many samples at a time; gradients accumulate over the parts of a step.
+
+    Raises:
+        ConfigurationError: Something cannot work; says what to do.
+    """
+
+    def __init__(  # noqa: PLR0913 - keyword-only settings of one thing, each with a default
+        self,
+        dataset: SizedDataset,
+        *,
+        global_batch_size: int,
+        data_epochs: int = 1,
+        seed: int | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        collate: Collate | None = None,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        self._size = _length(dataset)
+        _require_positive("global_batch_size", global_batch_size)
+        _require_positive("data_epochs", data_epochs)
+        if micro_batch_size is not None:
+            _require_positive("micro_batch_size", micro_batch_size)
+        if drop_last and self._size < global_batch_size:
+            raise ConfigurationError(
+                "drop_last",
+                f"the dataset has {self._size} samples, fewer than one global batch of {global_batch_size}",
+                "Nothing would be left to train on: lower global_batch_size or leave drop_last=False.",
+            )
+        self.dataset = dataset
+        self.global_batch_size = global_batch_size
+        self.data_epochs = data_epochs
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.micro_batch_size = micro_batch_size
+        self._collate = collate
+        self._block: tuple[int, int, Indices] | None = None  # data_epoch, first position, indices
+
+    def plan(self, logical_shards: int, job_seed: int) -> BatchPlan:
+        """Return the pure plan of these batches for a job.
+
+        Raises:
+            ConfigurationError: The global batch cannot be cut into so many logical shards.
+        """
+        if self.global_batch_size < logical_shards:
+            raise ConfigurationError(
+                "global_batch_size",
+                f"{self.global_batch_size} samples cannot be cut into {logical_shards} logical shards",
+                f"Raise it to at least {logical_shards}, or lower max_workers (or logical_shards) of the trainer.",
+            )
+        return BatchPlan(
+            dataset_size=self._size,
+            global_batch_size=self.global_batch_size,
+            logical_shards=logical_shards,
+            data_epochs=self.data_epochs,
+            seed=job_seed if self.seed is None else self.seed,
+            shuffle=self.shuffle,
+            drop_last=self.drop_last,
+        )
+
+    def indices(self, plan: BatchPlan, share: Share) -> Indices:
+        """Return the dataset indices of a share: [samples]."""
+        block = self._block
+        if (
+            block is None
+            or block[0] != share.data_epoch
+            or share.start < block[1]
+            or share.stop > block[1] + len(block[2])
+        ):
+            stop = min(max(share.batch_start + _LOOKAHEAD, share.batch_stop), plan.dataset_size)
+            block = (share.data_epoch, share.batch_start, plan.indices(share.data_epoch, share.batch_start, stop))
+            self._block = block
+        return block[2][share.start - block[1] : share.stop - block[1]]
+
+    def read(self, indices: Indices, default_collate: Collate) -> Any:
+        """Return the samples of these indices as one batch.
+
+        Args:
+            indices: [n] dataset indices, at least one.
+            default_collate: The framework's own, used where the user gave none.
+        """
+        columns = _tensor_columns(self.dataset) if self._collate is None else None
+        if columns is not None:
+            return tuple(column[indices] for column in columns)
+        get_many = getattr(self.dataset, "__getitems__", None)  # torch's protocol for reading a batch at a time
+        if get_many is not None:
+            samples = get_many(indices.tolist())
+        else:
+            samples = [self.dataset[index] for index in indices.tolist()]
+        return (self._collate or default_collate)(samples)
+
+
+def _tensor_columns(dataset: Any) -> Sequence[Any] | None:
+    """Return the columns of a torch TensorDataset, which can be indexed by a whole batch at once; None for other datasets."""
+    kind = type(dataset)
+    if kind.__name__ == "TensorDataset" and kind.__module__ == "torch.utils.data.dataset":
+        columns: Sequence[Any] = dataset.tensors
+        return columns
+    return None
+
+
+def _length(dataset: Any) -> int:
+    try:
+        size = len(dataset)
+    except TypeError as error:
+        raise ConfigurationError(
+            "dataset",
+            f"{type(dataset).__name__} has no length",
+            "ElasticBatches needs a map-style dataset (__len__ and __getitem__), so that every sample is used exactly once.",
+        ) from error
+    if size < 1:
+        raise ConfigurationError("dataset", "it is empty", "Give at least one sample.")
+    return size
+
+
+def _require_positive(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(name, f"{value!r} is not a whole number of at least 1", "Give a positive integer.")
