@@ -1,0 +1,148 @@
+"""The front door: `ElasticTrainer(train, min_workers=2, max_workers=16).fit()`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from elastic_train.config import (
+    CheckpointConfig,
+    DataConfig,
+    FailureConfig,
+    ScaleConfig,
+    TimeoutConfig,
+    check_coordination_url,
+    check_job_name,
+    read_environment,
+)
+from elastic_train.errors import ConfigurationError
+from elastic_train.trainer.job_directory import JobDirectory, locate
+from elastic_train.trainer.payload import dump_payload
+from elastic_train.trainer.result import Result
+from elastic_train.trainer.settings import JobSettings, default_name
+
+
+class ElasticTrainer:
+    """Runs a train function on as many workers as there are, and goes on when some come or go.
+
+    Args:
+        train: The train function, ``def train(config)`` or ``def train()``; runs in every worker.
+        config: Handed to `train`; anything that can be pickled.
+        name: Of the job. Run again under the same name and storage, it continues from its newest checkpoint; a job
+            without a name is a new one every time.
+        min_workers, max_workers, num_workers: See ScaleConfig.
+        storage: URL below which checkpoints are written (any fsspec URL); default: in the job's directory.
+        coordination: ``etcd://host:2379,...`` of a cluster to use; default: an etcd of the job's own, ended with it.
+        failure_config, checkpoint_config, timeout_config: See there.
+        seed, logical_shards, deterministic: See DataConfig.
+        framework: The adapter that forms groups and runs steps.
+        preload: Further modules that the warm worker pool imports in advance.
+        progress: Show a live view (on a terminal) or plain lines; False: logs only.
+        work_dir: The job's directory; default: ``$ELASTIC_TRAIN_HOME/<name>`` or ``~/elastic_train/<name>``.
+
+    Raises:
+        ConfigurationError: An argument cannot work; the message says which, why, and what to write instead.
+    """
+
+    def __init__(  # noqa: PLR0913  # keyword-only settings of the front door: grouping them would hide them
+        self,
+        train: Callable[..., Any],
+        *,
+        config: Any = None,
+        name: str | None = None,
+        min_workers: int = 1,
+        max_workers: int | None = None,
+        num_workers: int | None = None,
+        storage: str | os.PathLike[str] | None = None,
+        coordination: str | None = None,
+        failure_config: FailureConfig | None = None,
+        checkpoint_config: CheckpointConfig | None = None,
+        timeout_config: TimeoutConfig | None = None,
+        seed: int = 0,
+        logical_shards: int | None = None,
+        deterministic: bool = False,
+        framework: str = "torch",
+        preload: Sequence[str] = (),
+        progress: bool | None = None,
+        work_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        environment = read_environment(os.environ)
+        coordination = coordination or environment.coordination
+        self._payload = dump_payload(train, config)
+        self._settings = JobSettings(
+            name=check_job_name(name) if name is not None else default_name(train),
+            scale=ScaleConfig(
+                min_workers=min_workers,
+                max_workers=max_workers,
+                num_workers=num_workers if num_workers is not None else environment.num_workers,
+            ),
+            data=DataConfig(seed=seed, logical_shards=logical_shards, deterministic=deterministic),
+            failure=_instance("failure_config", failure_config, FailureConfig),
+            checkpoint=_instance("checkpoint_config", checkpoint_config, CheckpointConfig),
+            timeouts=_instance("timeout_config", timeout_config, TimeoutConfig),
+            coordination=check_coordination_url(coordination) if coordination else None,
+            storage=os.fspath(storage) if storage is not None else environment.storage,
+            framework=framework,
+            preload=tuple(preload),
+            progress=progress if progress is not None else environment.progress is not False,
+        )
+        self._directory: JobDirectory = locate(
+            self._settings.name, Path(work_dir) if work_dir is not None else None, environment
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the job."""
+        return self._settings.name
+
+    @property
+    def path(self) -> Path:
+        """Directory of the job."""
+        return self._directory.path
+
+    def fit(self) -> Result:
+        """Run the job to its end and return how it went.
+
+        Raises:
+            ConfigurationError: The storage, the coordination service or the directory cannot be used.
+            JobAlreadyRunning: A job of this name runs.
+            TrainingFailed: The train function raised; carries its traceback.
+            JobStopped: The job was stopped; carries the result so far.
+            NotEnoughWorkers: It stood below `min_workers` for longer than allowed.
+            CoordinationUnavailable: The coordination service went away for good.
+        """
+        raise NotImplementedError
+
+    def resize(self, workers: int) -> str:
+        """Ask for another number of workers, within the bounds; return the controller's answer.
+
+        Raises:
+            UsageError: `fit` is not running, or the request was refused.
+        """
+        raise NotImplementedError
+
+    def drain(self, worker_id: str) -> str:
+        """Ask one worker to leave at the next step boundary; return the controller's answer.
+
+        Raises:
+            UsageError: `fit` is not running, or the request was refused.
+        """
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End the job after the current step, with a checkpoint; `fit` then raises JobStopped.
+
+        Raises:
+            UsageError: `fit` is not running.
+        """
+        raise NotImplementedError
+
+
+def _instance(parameter: str, value: Any, kind: type[Any]) -> Any:
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise ConfigurationError(parameter, f"{value!r} is no {kind.__name__}", f"Write et.{kind.__name__}(...)")
+    return value
