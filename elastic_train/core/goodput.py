@@ -11,10 +11,10 @@ broken or superseded, it finished, it ended. Between two marks it is in one buck
 from __future__ import annotations
 
 import statistics
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 from elastic_train.core.records import WorkerId
 
@@ -104,34 +104,33 @@ class _Mark:
     bucket: Bucket  # from here on
 
 
-@dataclass(slots=True)
-class _WorldSteps:
-    """The steps of one world in the order of their commits, with what an undisturbed one takes."""
-
-    steps: list[CommittedStep] = field(default_factory=list)
-
-    def intervals(self) -> list[float]:
-        return [
-            after.committed_at - before.committed_at for before, after in zip(self.steps, self.steps[1:], strict=False)
-        ]
+_Steps = Mapping[int, list[CommittedStep]]
+"""The steps of each membership epoch in the order of their commits."""
 
 
-def account(workers: Iterable[WorkerSpan], worlds: Sequence[WorldSpan], steps: Sequence[CommittedStep]) -> Goodput:
+def account(
+    workers: Iterable[WorkerSpan],
+    worlds: Iterable[WorldSpan],
+    steps: Sequence[CommittedStep],
+    paused_at: Iterable[float] = (),
+) -> Goodput:
     """Sort every second of every worker into a bucket.
 
     Args:
         workers: Each worker once.
-        worlds: Sealed worlds in the order of their membership epochs.
-        steps: Commits in the order in which they happened.
+        worlds: The sealed worlds, in any order.
+        steps: The commits in the order in which they happened.
+        paused_at: When the job fell below its minimum; such a pause ends where the next world is begun.
     """
-    by_world: dict[int, _WorldSteps] = {}
-    for step in steps:
-        by_world.setdefault(step.membership_epoch, _WorldSteps()).steps.append(step)
-    final = {step.step: step for step in steps}  # the last commit of a step is the one that counts
     ordered = sorted(worlds, key=lambda world: world.membership_epoch)
+    by_world: dict[int, list[CommittedStep]] = {}
+    for step in steps:
+        by_world.setdefault(step.membership_epoch, []).append(step)
+    final = {step.step: step for step in steps}  # the last commit of a step is the one that counts
+    pauses = tuple(paused_at)
     seconds = dict.fromkeys(Bucket, 0.0)
     for worker in workers:
-        marks = sorted(_marks(worker, ordered, by_world, final), key=lambda mark: mark.at)
+        marks = [*_marks(worker, ordered, by_world, final), *_pauses(worker, pauses)]
         for bucket, spent_s in _spent(worker, marks):
             seconds[bucket] += spent_s
     return Goodput(
@@ -143,57 +142,64 @@ def account(workers: Iterable[WorkerSpan], worlds: Sequence[WorldSpan], steps: S
 
 
 def _marks(
-    worker: WorkerSpan,
-    worlds: Sequence[WorldSpan],
-    by_world: Mapping[int, _WorldSteps],
-    final: Mapping[int, CommittedStep],
+    worker: WorkerSpan, worlds: Sequence[WorldSpan], by_world: _Steps, final: Mapping[int, CommittedStep]
 ) -> Iterator[_Mark]:
-    """Yield where the worker's bucket changes. The sort is stable: of marks at one time the last yielded wins."""
+    """Yield where the worker's bucket changes, except for pauses and its end."""
     yield _Mark(worker.started_at, Bucket.STARTING)
-    if worker.ready_at is not None:
-        yield _Mark(worker.ready_at, Bucket.WAITING)
-    left_at: float | None = None  # when the last world that it belonged to had committed its last step
-    for world, following in zip(worlds, (*worlds[1:], None), strict=True):
+    if worker.ready_at is None:
+        return
+    yield _Mark(worker.ready_at, Bucket.WAITING)
+    free_at = worker.ready_at  # from when on it can have worked on the next world
+    for world in worlds:
         if worker.worker_id not in world.members:
             continue
-        begun_at = max(world.begun_at, left_at if left_at is not None else worker.ready_at or world.begun_at)
+        begun_at = max(world.begun_at, free_at)
         yield _Mark(begun_at, Bucket.REFORMING)
-        committed = by_world.get(world.membership_epoch, _WorldSteps()).steps
-        previous = begun_at
-        if committed:
-            previous = max(world.sealed_at, committed[0].committed_at - _usual_s(committed), begun_at)
+        committed = by_world.get(world.membership_epoch, [])
+        if not committed:
+            continue
+        begins_at = max(begun_at, world.sealed_at, committed[0].committed_at - _usual_s(committed))
         for step in committed:
-            kept = final[step.step] is step
-            yield _Mark(previous, Bucket.TRAINING if kept else Bucket.REDONE)
-            previous = left_at = step.committed_at
-        if committed:
-            stays = following is None or worker.worker_id in following.members
-            yield _Mark(previous, Bucket.REDONE if following is not None and stays else Bucket.IDLE)
-        if following is not None and worker.worker_id not in following.members:
-            yield _Mark(max(previous, following.begun_at), Bucket.WAITING)
-    if worker.done_at is not None:
-        yield _Mark(worker.done_at, Bucket.IDLE)
+            yield _Mark(begins_at, Bucket.TRAINING if final[step.step] is step else Bucket.REDONE)
+            begins_at = step.committed_at
+        yield _Mark(begins_at, Bucket.IDLE if world is worlds[-1] else Bucket.REDONE)  # its last step was aborted
+        free_at = begins_at
 
 
-def _spent(worker: WorkerSpan, marks: Sequence[_Mark]) -> Iterator[tuple[Bucket, float]]:
+def _pauses(worker: WorkerSpan, paused_at: Iterable[float]) -> list[_Mark]:
+    ready_at = worker.ready_at
+    return [] if ready_at is None else [_Mark(at, Bucket.WAITING) for at in paused_at if at >= ready_at]
+
+
+def _spent(worker: WorkerSpan, marks: Iterable[_Mark]) -> Iterator[tuple[Bucket, float]]:
     """Yield the time in each bucket; whatever the marks say, it sums to the worker's life."""
     ended_at = max(worker.started_at, worker.ended_at)
-    cuts = [min(max(mark.at, worker.started_at), ended_at) for mark in marks] + [ended_at]
-    finished = bisect_right(cuts, worker.done_at) if worker.done_at is not None else len(marks)
-    for index, mark in enumerate(marks):
-        yield (Bucket.IDLE if index >= finished else mark.bucket), cuts[index + 1] - cuts[index]
+    done_at = min(max(worker.done_at, worker.started_at), ended_at) if worker.done_at is not None else ended_at
+    at, bucket = worker.started_at, Bucket.STARTING
+    for mark in sorted(marks, key=lambda mark: mark.at):  # stable: of marks at one time the last yielded wins
+        cut = min(max(mark.at, at), done_at)
+        yield bucket, cut - at
+        if mark.at <= done_at:
+            bucket = mark.bucket
+        at = cut
+    yield bucket, done_at - at
+    yield Bucket.IDLE, ended_at - done_at
+
+
+def _intervals(committed: Sequence[CommittedStep]) -> list[float]:
+    return [after.committed_at - before.committed_at for before, after in pairwise(committed)]
 
 
 def _usual_s(committed: Sequence[CommittedStep]) -> float:
-    intervals = _WorldSteps(list(committed)).intervals()
+    intervals = _intervals(committed)
     return statistics.median(intervals) if intervals else float("inf")
 
 
-def _possible_rate(worlds: Sequence[WorldSpan], by_world: Mapping[int, _WorldSteps]) -> float:
+def _possible_rate(worlds: Iterable[WorldSpan], by_world: _Steps) -> float:
     rates = []
     for world in worlds:
-        committed = by_world.get(world.membership_epoch, _WorldSteps())
-        for step, interval_s in zip(committed.steps[1:], committed.intervals(), strict=True):
+        committed = by_world.get(world.membership_epoch, [])
+        for step, interval_s in zip(committed[1:], _intervals(committed), strict=False):
             if interval_s > 0:
                 rates.append(step.samples / interval_s / len(world.members))
     return statistics.median(rates) if rates else 0.0
