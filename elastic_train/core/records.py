@@ -33,6 +33,8 @@ class Cause(StrEnum):
     RESIZE = "resize"
     RECOVER = "recover"  # enough workers again after a pause
     FORMATION = "formation"  # the previous proposal could not be formed
+    BROKEN = "broken"  # a collective failed, or all waited for ever, though nobody is known to be lost
+    STOP = "stop"  # proposed with no members: all leave at the next step boundary, and save first
 
 
 class WorkerStatus(StrEnum):
@@ -64,6 +66,7 @@ class Keys:
         self.world = self.root + "world"
         self.probe = self.root + "world/probe"  # under the one watched prefix
         self.status = self.root + "status"
+        self.controller = self.root + "controller"
         self.checkpoint = self.root + "checkpoint"
         self.workers = self.root + "workers/"
         self.suspects = self.root + "suspects/"
@@ -115,6 +118,7 @@ class WorldRecord(_Record):
     planned: bool = False  # proposed: leave at the next step boundary; else abort the step at once
     cause: Cause = Cause.START
     reason: str = ""
+    outcome: str = ""  # ended: "succeeded" | "failed" | "stopped"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stage", Stage(self.stage))
@@ -142,6 +146,10 @@ class Failure(_Record):
     membership_epoch: int = 0
     step: int | None = None
     samples: tuple[int, int] | None = None  # half-open range of positions in the sample order
+
+    def __post_init__(self) -> None:
+        if self.samples is not None:
+            object.__setattr__(self, "samples", tuple(self.samples))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +183,7 @@ class Suspicion(_Record):
     membership_epoch: int
     broken: bool  # True: a collective failed; False: waited too long
     waited_s: float
-    step: int
+    version: int  # committed transactions in the reporter's state
     detail: str = ""
 
 
@@ -197,6 +205,16 @@ class ControlAnswer(_Record):
     request_id: str
     accepted: bool
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerRecord(_Record):
+    """What a controller that takes over could not read off the other records: ``controller``."""
+
+    wanted: int  # workers, as last asked for
+    launched: int  # highest number ever used in a worker's name
+    failures: int = 0  # of user code, counted against max_failures
+    stop_reason: str | None = None  # not None: somebody asked for a stop
 
 
 @dataclass(frozen=True, slots=True)
