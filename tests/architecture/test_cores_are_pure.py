@@ -13,8 +13,8 @@ PURE_STANDARD_LIBRARY = frozenset(
 )
 """What a core may import of the standard library; also `collections.abc` and the like."""
 
-PURE_THIRD_PARTIES = frozenset({"numpy", "typing_extensions"})
-"""What a core may import from elsewhere: arithmetic on arrays. Its random numbers are forbidden below."""
+PURE_THIRD_PARTIES = frozenset({"numpy", "typing_extensions", "xxhash"})
+"""What a core may import from elsewhere: arithmetic on arrays and checksums. Random numbers are forbidden below."""
 
 IMPURE_NAMES = frozenset({"open", "print", "input", "exec", "eval", "__import__", "breakpoint"})
 IMPURE_ATTRIBUTES = frozenset(
