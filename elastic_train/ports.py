@@ -7,6 +7,7 @@ their library raises into ``elastic_train.errors``. One conformance suite runs o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -262,6 +263,9 @@ class StepEngine(Protocol):
     def rollback(self) -> None:
         """Undo every trace of the open step: parameters, optimizers, buffers, gradients."""
 
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Return a context without gradients, with every model in evaluation mode."""
+
     # ---- state
 
     def describe(self) -> bytes:
@@ -305,6 +309,9 @@ class Framework(Protocol):
         Raises:
             GroupBroken: A member did not come, or `abort_formation` was called.
         """
+
+    def is_group_error(self, error: Exception) -> bool:
+        """Say whether an exception of the user's own collective means that a member of the world is gone."""
 
     def abort_formation(self) -> None:
         """Make a `form` under way in another thread fail now."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from elastic_train.core.records import (
-    Activity,
     Failure,
     Keys,
     ProbeRecord,
@@ -165,6 +164,11 @@ class Agent:
             self._changed.wait_for(lambda: self.interrupted or self.planned is not None)
             self._leave_if_dismissed()
 
+    def await_interruption(self, timeout_s: float) -> bool:
+        """Wait for the news that this world is broken; return whether it came."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.interrupted, timeout_s)
+
     def block_in(self, abortable: Abortable | None) -> None:
         """Name what the training thread is about to block in; it is aborted at once if a change is already under way."""
         with self._changed:
@@ -178,7 +182,9 @@ class Agent:
         epoch = self._membership_epoch
         suspicion = Suspicion(self._record.worker_id, epoch, broken, waited_s, self._version, detail)
         key = self._keys.suspicion(epoch, self._record.worker_id)
-        self._try_commit(Put(key, suspicion.to_bytes(), self._lease.lease_id))  # unwritten: made again at the next deadline
+        self._try_commit(
+            Put(key, suspicion.to_bytes(), self._lease.lease_id)
+        )  # unwritten: made again at the next deadline
 
     def finish(self, status: WorkerStatus, failure: Failure | None = None) -> None:
         """Publish how the train function ended."""

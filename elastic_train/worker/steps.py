@@ -1,0 +1,236 @@
+"""The step: one optimizer update over one global batch, as a transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from elastic_train.core.data import BatchPlan, Share, indices_crc, mix
+from elastic_train.core.records import Activity
+from elastic_train.errors import GroupBroken, StepAborted, UsageError, WorkerLeaving
+from elastic_train.ports import StepPlan
+from elastic_train.worker.batches import ElasticBatches
+from elastic_train.worker.evaluation import Evaluation
+from elastic_train.worker.metrics import LocalMetrics
+from elastic_train.worker.runtime import Runtime, Transaction
+
+_BREAK_GRACE_S = 1.0  # how long the news of a broken world may take after the user's own collective has failed
+
+
+class Loop:
+    """One pass over `ElasticBatches`: yields each step until every worker has committed it."""
+
+    def __init__(self, runtime: Runtime, name: str, batches: ElasticBatches) -> None:
+        self.name = name
+        self.batches = batches
+        self.plan: BatchPlan = batches.plan(runtime.job.logical_shards, runtime.job.seed)
+        self._runtime = runtime
+
+    @property
+    def position(self) -> int:
+        """Return the number of committed steps: the whole position in the data."""
+        return self._runtime.progress.positions.get(self.name, 0)
+
+    def advance(self) -> None:
+        """Count one more committed step."""
+        self._runtime.progress.positions[self.name] = self.position + 1
+
+    def __iter__(self) -> Iterator[Step]:
+        runtime = self._runtime
+        runtime.join()
+        while True:
+            runtime.boundary()
+            if self.position >= self.plan.total_steps:
+                return
+            while not runtime.enter(Transaction.STEP):
+                Evaluation.attend(runtime)
+            if self.position >= self.plan.total_steps:
+                continue
+            step = Step(runtime, self)
+            yield step
+            step.require_entered()
+
+
+class Step:
+    """One step. Use as ``with step:``; inside, iterate it for this worker's part of the batch.
+
+    Attributes:
+        index: Number of this step in its loop, from 0.
+        data_epoch: Pass over the data it belongs to, from 0.
+        committed: Whether it has been committed; False after an aborted attempt, which the loop yields again.
+    """
+
+    def __init__(self, runtime: Runtime, loop: Loop) -> None:
+        self.index = loop.position
+        self.committed = False
+        self._runtime = runtime
+        self._loop = loop
+        self._membership_epoch = runtime.membership_epoch
+        self._share: Share = loop.plan.share(self.index, runtime.rank, runtime.world_size)
+        self.data_epoch = self._share.data_epoch
+        self._metrics = LocalMetrics()
+        self._entered = False
+        self._reduced = False
+        self._part_samples = 0  # of the part in the user's hands; 0: padding, or none
+        self._in_part = False
+        self._last_part = False
+        self._started_at = 0.0
+
+    # ------------------------------------------------------------------ inside the block
+
+    def __enter__(self) -> Step:
+        self._entered = True
+        self._started_at = time.monotonic()
+        seed = mix(self._runtime.job.seed, self.index, self._share.shards[0]) >> 1
+        plan = StepPlan(self.index, seed, self._share.samples, self._share.global_samples)
+        self._runtime.engine.begin(plan)
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield this worker's part of the global batch, in one piece or in micro-batches.
+
+        A worker without samples in a short last batch gets one sample that counts for nothing, so that the code in the loop
+        runs on every worker.
+        """
+        if not self._entered:
+            raise UsageError("read a step's batch inside `with step:`")
+        runtime, batches, share = self._runtime, self._loop.batches, self._share
+        indices = batches.indices(self._loop.plan, share)
+        runtime.journal.record(
+            "step_read",
+            membership_epoch=self._membership_epoch,
+            loop=self._loop.name,
+            step=self.index,
+            version=runtime.progress.version,
+            data_epoch=share.data_epoch,
+            shards=share.shards,
+            samples=share.samples,
+            indices_crc=indices_crc(indices),
+        )
+        collate = runtime.framework.collate
+        if share.samples == 0:
+            filler = self._loop.plan.indices(share.data_epoch, share.batch_start, share.batch_start + 1)
+            self._hold(0, last=True)
+            yield batches.read(filler, collate)
+        size = batches.micro_batch_size or max(1, share.samples)
+        for start in range(0, share.samples, size):
+            part = indices[start : start + size]
+            self._abort_if_interrupted()
+            self._hold(len(part), last=start + size >= share.samples)
+            yield batches.read(part, collate)
+        self._in_part = False
+        self._reduce()
+
+    def backward(self, loss: Any) -> Any:
+        """Accumulate the gradient of the mean loss over this part; reduce over all workers on the last one.
+
+        Args:
+            loss: Scalar: the mean over the samples of the part in hand.
+
+        Returns:
+            The loss, detached.
+
+        Raises:
+            UsageError: Not inside the ``for ... in step`` loop.
+        """
+        if not self._in_part:
+            raise UsageError("call step.backward(loss) inside the `for inputs, targets in step:` loop")
+        self._abort_if_interrupted()
+        return self._runtime.engine.backward(loss, self._part_samples, last=self._last_part)
+
+    def report(self, **metrics: Any) -> None:
+        """Report metrics: each is this worker's mean over the samples in hand (or, after the loop, over its whole part).
+
+        They are published, as means over the global batch, when the step commits.
+        """
+        samples = self._part_samples if self._in_part else self._share.samples
+        self._metrics.add(metrics, samples)
+
+    # ------------------------------------------------------------------ leaving the block
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            if not self._reduced:
+                raise UsageError(
+                    "the step was left before its batch was read to the end: "
+                    "write `for inputs, targets in step:` and do not break out of it"
+                )
+            self._commit()
+            return False
+        if self._is_abort(error):
+            self._abort(error)
+            return True
+        return False
+
+    def require_entered(self) -> None:
+        """Raise UsageError if the user forgot the ``with``."""
+        if not self._entered:
+            raise UsageError("a step is a transaction: write `with step:` in the loop's body")
+
+    @property
+    def where(self) -> tuple[int, tuple[int, int]]:
+        """Return the step's index and this worker's half-open range of positions in the sample order."""
+        base = self.data_epoch * self._loop.plan.dataset_size
+        return self.index, (base + self._share.start, base + self._share.stop)
+
+    def _hold(self, samples: int, *, last: bool) -> None:
+        self._part_samples, self._last_part, self._in_part = samples, last, True
+
+    def _reduce(self) -> None:
+        runtime = self._runtime
+        self._abort_if_interrupted()
+        runtime.agent.progress.now(Activity.WAITING)
+        heard = runtime.engine.reduce(runtime.control())
+        runtime.agent.progress.now(Activity.COMPUTING)
+        runtime.heard(heard)
+        self._reduced = True
+
+    def _commit(self) -> None:
+        runtime = self._runtime
+        runtime.commit()
+        runtime.engine.commit()
+        self._loop.advance()
+        self.committed = True
+        step_s = time.monotonic() - self._started_at
+        runtime.agent.progress.step_took(step_s)
+        runtime.journal.record(
+            "step_committed",
+            membership_epoch=self._membership_epoch,
+            loop=self._loop.name,
+            step=self.index,
+            version=runtime.progress.version,
+            samples=self._share.samples,
+            global_samples=self._share.global_samples,
+            metrics=self._metrics.sums(),
+            step_s=round(step_s, 6),
+        )
+
+    def _abort(self, error: BaseException) -> None:
+        runtime = self._runtime
+        runtime.engine.rollback()
+        runtime.journal.record(
+            "step_aborted",
+            membership_epoch=self._membership_epoch,
+            loop=self._loop.name,
+            step=self.index,
+            reason=str(error) or type(error).__name__,
+        )
+        runtime.recover(Transaction.STEP, error)
+        self.committed = self._loop.position > self.index
+
+    def _is_abort(self, error: BaseException) -> bool:
+        if isinstance(error, StepAborted | GroupBroken):
+            return True
+        if isinstance(error, WorkerLeaving) or not isinstance(error, Exception):
+            return False
+        # The user's own collectives fail with the framework's error when a member is gone.
+        agent = self._runtime.agent
+        return self._runtime.framework.is_group_error(error) and agent.await_interruption(_BREAK_GRACE_S)
+
+    def _abort_if_interrupted(self) -> None:
+        if self._runtime.agent.interrupted:
+            raise StepAborted("the world has changed")
