@@ -83,7 +83,10 @@ class Watch(Protocol):
     """An open watch. Iterating blocks; `close` (any thread) ends the iteration."""
 
     def __iter__(self) -> Iterator[Snapshot | Changes]: ...
-    def close(self) -> None: ...
+
+    def close(self) -> None:
+        """End the watch and its iteration. From any thread; idempotent."""
+        ...
 
 
 class Lease(Protocol):
@@ -94,11 +97,20 @@ class Lease(Protocol):
     """
 
     @property
-    def lease_id(self) -> int: ...
+    def lease_id(self) -> int:
+        """Return the service's name for this lease."""
+        ...
+
     @property
-    def ttl_s(self) -> float: ...
+    def ttl_s(self) -> float:
+        """Return how long one renewal lasts."""
+        ...
+
     @property
-    def expires_at(self) -> float: ...
+    def expires_at(self) -> float:
+        """Return when it has run out for certain, on the monotonic clock."""
+        ...
+
     def renew(self) -> None:
         """Renew once.
 
@@ -107,7 +119,9 @@ class Lease(Protocol):
             CoordinationUnavailable: No answer; the lease may still live until `expires_at`.
         """
 
-    def revoke(self) -> None: ...
+    def revoke(self) -> None:
+        """Give the lease back; its keys are deleted at once. Gone already: no-op."""
+        ...
 
 
 class Coordination(Protocol):
@@ -117,8 +131,14 @@ class Coordination(Protocol):
     CoordinationDenied. Safe from many threads; an instance must not be used in a forked child.
     """
 
-    def get(self, key: str) -> KeyValue | None: ...
-    def list(self, prefix: str) -> Snapshot: ...
+    def get(self, key: str) -> KeyValue | None:
+        """Return one key, or None when it is absent."""
+        ...
+
+    def list(self, prefix: str) -> Snapshot:
+        """Return all keys of a prefix at one revision."""
+        ...
+
     def commit(self, operations: Sequence[Put | Delete], guards: Sequence[Guard] = ()) -> int:
         """Apply all operations at once if every guard holds; return the revision they made.
 
@@ -128,12 +148,19 @@ class Coordination(Protocol):
         Raises:
             GuardFailed: A guard did not hold; nothing was written.
         """
+        ...
 
-    def grant(self, ttl_s: float) -> Lease: ...
+    def grant(self, ttl_s: float) -> Lease:
+        """Grant a lease that runs out after `ttl_s` unless renewed."""
+        ...
+
     def watch(self, prefix: str) -> Watch:
         """Watch a prefix: first a Snapshot, then Changes; a new Snapshot after compaction or a gap."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close all connections and watches. Leases run out by themselves."""
+        ...
 
 
 # --------------------------------------------------------------------------- launcher
@@ -161,15 +188,25 @@ LauncherSink = Callable[[WorkerStarted | WorkerExited], None]
 
 
 class Launcher(Protocol):
-    """Starts and ends worker processes. Calls return at once; what happened comes back through the sink (any thread)."""
+    """Starts and ends worker processes.
 
-    def start(self, sink: LauncherSink) -> None: ...
-    def launch(self, worker_ids: Sequence[WorkerId]) -> None: ...
+    Calls return at once; what happened comes back through the sink (any thread).
+    """
+
+    def start(self, sink: LauncherSink) -> None:
+        """Make ready to launch; report to `sink` from now on."""
+        ...
+
+    def launch(self, worker_ids: Sequence[WorkerId]) -> None:
+        """Start a worker process for each id."""
+        ...
+
     def kill(self, worker_id: WorkerId) -> None:
         """End a worker for good (SIGKILL; also if stopped). Unknown or dead: no-op."""
 
     def capacity(self) -> int | None:
         """Return how many workers this launcher can run at once, None if it does not know."""
+        ...
 
     def close(self) -> None:
         """End every worker and every helper process; return when they are gone."""
@@ -181,13 +218,17 @@ class Launcher(Protocol):
 class Exchange(Protocol):
     """Where the members of one world put small values for each other while they form their group."""
 
-    def set(self, key: str, value: bytes) -> None: ...
+    def set(self, key: str, value: bytes) -> None:
+        """Put a value where every member can read it."""
+        ...
+
     def get(self, keys: Sequence[str], timeout_s: float) -> list[bytes]:
         """Wait until all keys are there.
 
         Raises:
             GroupBroken: The timeout passed or the formation was aborted.
         """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +254,18 @@ class Group(Protocol):
     """
 
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """Return this worker's index in the world."""
+        ...
+
     @property
-    def world_size(self) -> int: ...
+    def world_size(self) -> int:
+        """Return the number of members."""
+        ...
+
     def all_gather_bytes(self, payload: bytes) -> list[bytes]:
         """Return every member's payload, by rank (any sizes)."""
+        ...
 
     def abort(self) -> None:
         """Make every collective of this group, under way or later, fail now. From any thread; idempotent."""
@@ -249,13 +297,18 @@ class StepEngine(Protocol):
         """Open a step: zero gradients, seed the generators, remember what a rollback needs."""
 
     def backward(self, loss: Any, samples: int, *, last: bool) -> Any:
-        """Accumulate the gradient of ``loss * samples / global_samples``; on the last part start reducing. Return the detached loss."""
+        """Accumulate the gradient of ``loss * samples / global_samples``; return the detached loss.
+
+        On the last part, start reducing.
+        """
+        ...
 
     def reduce(self, control: Sequence[float]) -> list[float]:
         """Complete the reduction of gradients; return `control` summed elementwise over the world.
 
         The control values ride on the last gradient bucket: no collective of their own.
         """
+        ...
 
     def commit(self) -> None:
         """Close the step: forget what a rollback needs."""
@@ -265,20 +318,27 @@ class StepEngine(Protocol):
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Return a context without gradients, with every model in evaluation mode."""
+        ...
 
     # ---- state
 
     def describe(self) -> bytes:
         """Return structure, dtypes, shapes and small values of the state (msgpack); tensors' bytes not included."""
+        ...
 
     def send(self, description: bytes, receiver: int) -> None:
         """Send the state's tensors to the member with that rank, in the order of `description`."""
 
     def receive(self, description: bytes, sender: int) -> None:
-        """Replace the state by the sender's. All or nothing: a failure half-way raises GroupBroken and marks the state void."""
+        """Replace the state by the sender's, all or nothing.
+
+        Raises:
+            GroupBroken: It failed half-way; the state is marked void.
+        """
 
     def export(self) -> dict[str, Any]:
         """Return the state as a tree of tensors and plain values for a checkpoint (no copies)."""
+        ...
 
     def load(self, tree: Mapping[str, Any]) -> None:
         """Replace the state by a tree that `export` made.
@@ -292,16 +352,21 @@ class Framework(Protocol):
     """A deep learning framework: group formation and the step engine."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Return what it is called in settings and messages."""
+        ...
+
     @property
     def preload(self) -> tuple[str, ...]:
         """Return the modules a warm worker pool imports in advance."""
+        ...
 
     def prepare_process(self, worker_index: int) -> None:
         """Set up a fresh worker process (threads, devices) before user code runs."""
 
     def collate(self, samples: Sequence[Any]) -> Any:
         """Make a batch of a list of samples, where the user gave no function for it."""
+        ...
 
     def form(self, formation: Formation) -> Group:
         """Form the group of a world.
@@ -309,9 +374,11 @@ class Framework(Protocol):
         Raises:
             GroupBroken: A member did not come, or `abort_formation` was called.
         """
+        ...
 
     def is_group_error(self, error: Exception) -> bool:
         """Say whether an exception of the user's own collective means that a member of the world is gone."""
+        ...
 
     def abort_formation(self) -> None:
         """Make a `form` under way in another thread fail now."""
@@ -322,3 +389,4 @@ class Framework(Protocol):
         Raises:
             StateNotRestorable: One of them has no state that could be sent or saved; says which.
         """
+        ...
