@@ -34,7 +34,9 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 """The folders, or files, in which each client may be imported."""
 
-LIGHT = frozenset({"numpy", "rich", "cloudpickle", "msgpack", "psutil", "xxhash", "typing_extensions", "matplotlib"})
+LIGHT = frozenset(
+    {"cloudpickle", "matplotlib", "ml_dtypes", "msgpack", "numpy", "psutil", "rich", "typing_extensions", "xxhash"}
+)
 """Libraries without a service behind them: they may be used where they are needed."""
 
 HEAVY = sorted(DOORS)
