@@ -69,6 +69,19 @@ class Progress:
     positions: dict[str, int] = field(default_factory=dict)  # loop -> committed steps
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)  # where in the program -> metrics
 
+    def advance(self, loop: str) -> None:
+        """Count one more committed step of a loop; forget evaluations that nobody can come by again.
+
+        Kept are those that stand between two loops (a worker that joins passes there) and those of this very step.
+        """
+        position = self.positions[loop] = self.positions.get(loop, 0) + 1
+        before = sum(self.positions.values()) - position
+        if self.evaluations:
+            steps_at = {name: int(name.partition("/")[0]) for name in self.evaluations}
+            for name, steps in steps_at.items():
+                if before < steps < before + position:
+                    del self.evaluations[name]
+
     def as_tree(self) -> dict[str, Any]:
         """Return plain values."""
         return {"version": self.version, "positions": dict(self.positions), "evaluations": dict(self.evaluations)}
@@ -109,6 +122,7 @@ class Runtime:
         self.framework = framework
         self.journal = journal
         self.progress = Progress()
+        self.where: tuple[int, tuple[int, int]] | None = None  # the open step and its samples, for error messages
         self._worker = worker
         self._local_rank = local_rank
         self._keys = Keys(job.job)

@@ -33,10 +33,6 @@ class Loop:
         """Return the number of committed steps: the whole position in the data."""
         return self._runtime.progress.positions.get(self.name, 0)
 
-    def advance(self) -> None:
-        """Count one more committed step."""
-        self._runtime.progress.positions[self.name] = self.position + 1
-
     def __iter__(self) -> Iterator[Step]:
         runtime = self._runtime
         runtime.join()
@@ -82,6 +78,7 @@ class Step:
 
     def __enter__(self) -> Step:
         self._entered = True
+        self._runtime.where = self.where
         self._started_at = time.monotonic()
         seed = mix(self._runtime.job.seed, self.index, self._share.shards[0]) >> 1
         plan = StepPlan(self.index, seed, self._share.samples, self._share.global_samples)
@@ -193,7 +190,8 @@ class Step:
         runtime = self._runtime
         runtime.commit()
         runtime.engine.commit()
-        self._loop.advance()
+        runtime.progress.advance(self._loop.name)
+        runtime.where = None
         self.committed = True
         step_s = time.monotonic() - self._started_at
         runtime.agent.progress.step_took(step_s)
@@ -211,6 +209,7 @@ class Step:
 
     def _abort(self, error: BaseException) -> None:
         runtime = self._runtime
+        runtime.where = None
         runtime.engine.rollback()
         runtime.journal.record(
             "step_aborted",
