@@ -47,12 +47,14 @@ def find_examples(names: list[str]) -> list[Path]:
     """Return the examples' files in the order of their names.
 
     Raises:
-        SystemExit: A name is not that of an example.
+        SystemExit: A name is not that of an example, or there is none at all.
     """
     known = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py")) if not path.name.startswith("_")}
     unknown = [name for name in names if name not in known]
-    if unknown:
-        raise SystemExit(f"no example named {', '.join(unknown)}; there are: {', '.join(known)}")
+    if unknown or not known:
+        raise SystemExit(
+            f"no example named {', '.join(unknown) or 'anything'}; there are: {', '.join(known) or 'none'}"
+        )
     return [known[name] for name in names] if names else list(known.values())
 
 

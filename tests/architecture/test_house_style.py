@@ -24,7 +24,7 @@ def test_everything_public_has_a_docstring() -> None:
 
 
 def test_a_broad_except_gives_its_reason_on_its_line() -> None:
-    """`except Exception`, `except BaseException` and a bare `except` raise again, or have a `noqa` code and words after it."""
+    """Such a handler ends in `raise`, or has a `noqa` code with words after it: for `Exception` and bare ones, too."""
     reasoned = re.compile(r"# noqa: (BLE001|E722)\b.*\w+ \w+ \w+")
     broad = [
         f"{module.where}:{node.lineno}"
