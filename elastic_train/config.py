@@ -22,7 +22,7 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
 
-def check_job_name(name: str, parameter: str = "name") -> str:
+def check_job_name(name: object, parameter: str = "name") -> str:
     """Return `name` if it can name a job: it becomes a directory, a key prefix and part of URLs.
 
     Raises:

@@ -52,9 +52,10 @@ class JobFile:
         if self.node != socket.gethostname():
             return True
         try:
-            return abs(psutil.Process(self.driver_pid).create_time() - self.driver_started_at) < 1.0
+            created_at: float = psutil.Process(self.driver_pid).create_time()
         except psutil.NoSuchProcess:
             return False
+        return abs(created_at - self.driver_started_at) < 1.0
 
 
 class JobDirectory:

@@ -147,6 +147,8 @@ def _used_globals(function: types.FunctionType) -> dict[str, object]:
 
 
 def _name(function: object) -> str:
+    if isinstance(function, functools.partial):
+        return _name(function.func)
     return getattr(function, "__qualname__", None) or repr(function)
 
 
