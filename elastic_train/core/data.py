@@ -58,9 +58,7 @@ def permute(positions: Indices, size: int, seed: int) -> Indices:
     return values.astype(np.int64)
 
 
-def _feistel(
-    values: NDArray[np.uint64], half: np.uint64, mask: np.uint64, keys: list[np.uint64]
-) -> NDArray[np.uint64]:
+def _feistel(values: NDArray[np.uint64], half: np.uint64, mask: np.uint64, keys: list[np.uint64]) -> NDArray[np.uint64]:
     left, right = values >> half, values & mask
     for key in keys:
         mixed = (right ^ key) * np.uint64(0xBF58476D1CE4E5B9)
@@ -70,7 +68,7 @@ def _feistel(
 
 
 def split(total: int, parts: int, part: int) -> tuple[int, int]:
-    """Return the half-open range of `part` when ``[0, total)`` is cut into contiguous runs that differ by at most one."""
+    """Return the half-open range of `part` when ``[0, total)`` is cut into contiguous, even runs."""
     return part * total // parts, (part + 1) * total // parts
 
 
@@ -154,5 +152,5 @@ class BatchPlan:
 
 
 def indices_crc(indices: Indices) -> int:
-    """Return the CRC-32 of indices as little-endian int64: what the journal keeps as the proof of which samples were read."""
+    """Return the CRC-32 of indices as little-endian int64: the journal's proof of which samples were read."""
     return zlib.crc32(indices.astype("<i8").tobytes())

@@ -1,7 +1,7 @@
 """The worker's agent: two threads that answer the controller whatever the training thread is doing.
 
-One follows the ``world`` prefix and acknowledges; the other renews the lease and watches the training thread's progress.
-The training thread reads what they know through `WorldView`-like methods and blocks only in `await_world`.
+One follows the ``world`` prefix and acknowledges; the other renews the lease and watches the training thread's
+progress. The training thread reads what they know through `WorldView`-like methods and blocks only in `await_world`.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Agent:
             return self._changed.wait_for(lambda: self.interrupted, timeout_s)
 
     def block_in(self, abortable: Abortable | None) -> None:
-        """Name what the training thread is about to block in; it is aborted at once if a change is already under way."""
+        """Name what the training thread is about to block in; abort it at once if a change is under way."""
         with self._changed:
             self._blocked_in = abortable
             interrupted = self.interrupted
@@ -179,9 +179,9 @@ class Agent:
 
     def suspect(self, detail: str, *, broken: bool, waited_s: float = 0.0) -> None:
         """Report that this world is broken or stuck."""
-        epoch = self._membership_epoch
-        suspicion = Suspicion(self._record.worker_id, epoch, broken, waited_s, self._version, detail)
-        key = self._keys.suspicion(epoch, self._record.worker_id)
+        membership_epoch = self._membership_epoch
+        suspicion = Suspicion(self._record.worker_id, membership_epoch, broken, waited_s, self._version, detail)
+        key = self._keys.suspicion(membership_epoch, self._record.worker_id)
         self._try_commit(
             Put(key, suspicion.to_bytes(), self._lease.lease_id)
         )  # unwritten: made again at the next deadline

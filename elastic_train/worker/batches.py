@@ -24,19 +24,20 @@ Collate = Callable[[Sequence[Any]], Any]
 class ElasticBatches:
     """The batches of a training run, divided among however many workers there are.
 
-    Step k has the same samples at every world size: a seeded permutation of each data epoch is cut into global batches, and
-    each of those into logical shards, of which every worker takes a contiguous run.
+    Step k has the same samples at every world size: a seeded permutation of each data epoch is cut into global
+    batches, and each of those into logical shards, of which every worker takes a contiguous run.
 
     Args:
         dataset: Map-style: has a length and indexing. ``TensorDataset`` and anything with ``__getitems__`` are read a
             batch at a time.
-        global_batch_size: Samples per step over all workers, at least the number of logical shards (``max_workers`` unless
-            said otherwise).
+        global_batch_size: Samples per step over all workers, at least the number of logical shards (``max_workers``
+            unless said otherwise).
         data_epochs: Passes over the dataset.
         seed: Of the order; None takes the job's.
         shuffle: False keeps the dataset's order.
         drop_last: Leave out the incomplete batch at the end of each data epoch (otherwise it is a smaller step).
-        collate: Makes a batch of a list of samples; default: the framework's own (``torch.utils.data.default_collate``).
+        collate: Makes a batch of a list of samples; default: the framework's own
+            (``torch.utils.data.default_collate``).
         micro_batch_size: Yield at most so many samples at a time; gradients accumulate over the parts of a step.
 
     Raises:
@@ -131,7 +132,7 @@ class ElasticBatches:
 
 
 def _tensor_columns(dataset: Any) -> Sequence[Any] | None:
-    """Return the columns of a torch TensorDataset, which can be indexed by a whole batch at once; None for other datasets."""
+    """Return the columns of a torch TensorDataset, to be indexed by a whole batch at once; else None."""
     kind = type(dataset)
     if kind.__name__ == "TensorDataset" and kind.__module__ == "torch.utils.data.dataset":
         columns: Sequence[Any] = dataset.tensors
@@ -146,7 +147,7 @@ def _length(dataset: Any) -> int:
         raise ConfigurationError(
             "dataset",
             f"{type(dataset).__name__} has no length",
-            "ElasticBatches needs a map-style dataset (__len__ and __getitem__), so that every sample is used exactly once.",
+            "Give a map-style dataset (__len__ and __getitem__), so that every sample is used exactly once.",
         ) from error
     if size < 1:
         raise ConfigurationError("dataset", "it is empty", "Give at least one sample.")

@@ -13,7 +13,8 @@ from elastic_train.core.records import Activity
 from elastic_train.errors import GroupBroken, UsageError
 from elastic_train.worker.batches import ElasticBatches
 from elastic_train.worker.metrics import as_float
-from elastic_train.worker.runtime import Runtime, Transaction
+from elastic_train.worker.replica import Transaction
+from elastic_train.worker.runtime import Runtime
 
 EvaluateBatch = Callable[..., Mapping[str, Any]]
 
@@ -39,9 +40,9 @@ class _Report:
 class Evaluation:
     """One evaluation, as a transaction.
 
-    The data is cut into units, a logical shard of a global batch each. In rounds, the members tell each other which units
-    they have results of and divide the missing ones, until none is missing: when a member is lost only its units are
-    computed again. Results are summed in unit order, so they are the same bits at every world size.
+    The data is cut into units, a logical shard of a global batch each. In rounds, the members tell each other which
+    units they have results of and divide the missing ones, until none is missing: when a member is lost only its units
+    are computed again. Results are summed in unit order, so they are the same bits at every world size.
 
     Args:
         runtime: This worker's.

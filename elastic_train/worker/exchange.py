@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from typing import Self
 
 from elastic_train.errors import GroupBroken
 from elastic_train.ports import Coordination, Put, Snapshot
@@ -26,7 +27,7 @@ class CoordinationExchange:
         self._thread = threading.Thread(target=self._collect, name="elastic-exchange", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> CoordinationExchange:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from elastic_train.core.records import Activity, Failure, WorkerStatus
 from elastic_train.errors import GroupBroken, UsageError, WorkerLeaving
-from elastic_train.worker.runtime import Runtime, Transaction
+from elastic_train.worker.replica import Transaction
+from elastic_train.worker.runtime import Runtime
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def run_train_function(runtime: Runtime, train: Callable[[], Any], *, save_at_en
         _log.info("leaving: %s", leaving)
         runtime.journal.record("worker_left", membership_epoch=runtime.membership_epoch, reason=str(leaving))
         return 0
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code may raise anything, and all of it must be told
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything, and all of it must be told
         _fail(runtime, error)
         return 1
     return 0

@@ -42,7 +42,7 @@ class ProgressDeadline:
             self._deadline_s = max(_MIN_DEADLINE_S, _TYPICAL_STEPS * median(self._durations))
 
     def overdue_s(self, now: float) -> float | None:
-        """Return how long the training thread has waited, once past the deadline and again at each doubling; else None."""
+        """Return how long the training thread has waited, at the deadline and at each doubling; else None."""
         activity, since = self._activity
         if activity not in _WAITS:
             return None

@@ -10,95 +10,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Protocol
-
-import msgpack
+from dataclasses import dataclass
+from typing import Any
 
 from elastic_train.context import Context
 from elastic_train.core.records import Activity, JobRecord, Keys, WorkerRecord, WorkerStatus
-from elastic_train.core.transfer import transfer_rounds
-from elastic_train.errors import GroupBroken, StateNotRestorable, UsageError, WorkerLeaving
+from elastic_train.errors import GroupBroken, UsageError
 from elastic_train.ports import Coordination, Formation, Framework, Group, StepEngine
 from elastic_train.worker.agent import Agent, SealedWorld
 from elastic_train.worker.exchange import CoordinationExchange
+from elastic_train.worker.replica import Checkpoints, Progress, Recorder, Replica, Transaction
 
 _log = logging.getLogger(__name__)
-
-
-class Recorder(Protocol):
-    """Where a worker's history goes."""
-
-    def record(self, kind: str, /, **fields: Any) -> None:
-        """Append one record; never raises into training."""
-
-
-class Checkpoints(Protocol):
-    """What the runtime needs of durable storage."""
-
-    def due(self, version: int) -> bool:
-        """Say whether this worker asks for a checkpoint at the next boundary (the others follow)."""
-
-    def take_place(self, rank: int, world_size: int) -> None:
-        """Say which part of a save is this worker's from now on."""
-
-    def save(self, version: int, tree: Mapping[str, Any], fence: int, *, wait: bool) -> None:
-        """Stage and write in the background; with `wait`, return when it is committed."""
-
-    def restore(self) -> Mapping[str, Any] | None:
-        """Return the newest whole checkpoint's tree, or None if there is none."""
-
-    def close(self) -> None:
-        """Finish what is under way."""
-
-
-class Transaction(StrEnum):
-    """What a member is about to do."""
-
-    STEP = "step"
-    EVALUATION = "evaluation"
-    END = "end"  # its train function has returned
-
-
-@dataclass(slots=True)
-class Progress:
-    """The part of the training state that is the runtime's own; travels and is saved with the rest."""
-
-    version: int = 0
-    positions: dict[str, int] = field(default_factory=dict)  # loop -> committed steps
-    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)  # where in the program -> metrics
-
-    def advance(self, loop: str) -> None:
-        """Count one more committed step of a loop; forget evaluations that nobody can come by again.
-
-        Kept are those that stand between two loops (a worker that joins passes there) and those of this very step.
-        """
-        position = self.positions[loop] = self.positions.get(loop, 0) + 1
-        before = sum(self.positions.values()) - position
-        if self.evaluations:
-            steps_at = {name: int(name.partition("/")[0]) for name in self.evaluations}
-            for name, steps in steps_at.items():
-                if before < steps < before + position:
-                    del self.evaluations[name]
-
-    def as_tree(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {"version": self.version, "positions": dict(self.positions), "evaluations": dict(self.evaluations)}
-
-    @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> Progress:
-        """Read what `as_tree` wrote."""
-        return cls(int(tree["version"]), dict(tree["positions"]), dict(tree["evaluations"]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Hello:
-    """What every member tells the others when a world has formed."""
-
-    version: int  # -1: no valid state
-    fresh: bool  # never had the job's state
-    transaction: str
 
 
 class Runtime:
@@ -121,7 +44,6 @@ class Runtime:
         self.agent = agent
         self.framework = framework
         self.journal = journal
-        self.progress = Progress()
         self.where: tuple[int, tuple[int, int]] | None = None  # the open step and its samples, for error messages
         self._worker = worker
         self._local_rank = local_rank
@@ -129,12 +51,10 @@ class Runtime:
         self._coordination = coordination
         self._checkpoints = checkpoints
         self._formation_timeout_s = formation_timeout_s
-        self._engine: StepEngine | None = None
+        self._replica = Replica(journal, checkpoints)
         self._group: Group | None = None
         self._world: SealedWorld | None = None
         self._announced = False  # this worker has said that it is ready
-        self._fresh = True  # has not yet received or restored the job's state
-        self._void = False  # a transfer broke off half-way: what is in memory is nobody's state
         self._switch_agreed = False
         self._save_agreed = False
         self._align = False  # members may stand at different transactions: ask before the next one
@@ -148,9 +68,14 @@ class Runtime:
         Raises:
             UsageError: No TrainState was made yet.
         """
-        if self._engine is None:
+        if self._replica.engine is None:
             raise UsageError("make a TrainState(model=..., optimizer=...) before the first step")
-        return self._engine
+        return self._replica.engine
+
+    @property
+    def progress(self) -> Progress:
+        """Return what has been committed so far."""
+        return self._replica.progress
 
     def bind(self, items: Mapping[str, Any]) -> None:
         """Bind the user's training state, once per worker.
@@ -159,12 +84,12 @@ class Runtime:
             UsageError: There is one already.
             StateNotRestorable: An item cannot be sent or saved.
         """
-        if self._engine is not None:
+        if self._replica.engine is not None:
             raise UsageError(
                 "a train function makes one TrainState; give all models and optimizers to it: "
                 "TrainState(generator=..., discriminator=..., optimizer_g=..., optimizer_d=...)"
             )
-        self._engine = self.framework.bind(items)
+        self._replica.engine = self.framework.bind(items)
 
     @property
     def rank(self) -> int:
@@ -325,13 +250,15 @@ class Runtime:
             self.agent.progress.now(Activity.SWITCHING)
             try:
                 self._form(sealed)
-                self._synchronise(transaction)
+                self._align = self._replica.synchronise(self.group, self.membership_epoch, transaction)
             except GroupBroken as error:
                 _log.info("membership epoch %d did not form: %s", sealed.record.membership_epoch, error)
                 self._leave_group()
                 if not self.agent.interrupted:
                     self.agent.suspect(str(error), broken=True)
                 continue
+            self._checkpoints.take_place(self.group.rank, self.group.world_size)
+            self.agent.committed(self.progress.version)
             self.agent.progress.now(Activity.COMPUTING)
             return
 
@@ -357,82 +284,11 @@ class Runtime:
         if self._group is None:
             return
         self.agent.block_in(None)
-        if self._engine is not None:
-            self._engine.attach(None)
+        if self._replica.engine is not None:
+            self._replica.engine.attach(None)
         self._group.abort()
         self._group.close()
         self._group = None
-
-    # ------------------------------------------------------------------ state
-
-    def _synchronise(self, transaction: Transaction) -> None:
-        """Bring every member to the most advanced state among them (or, where nobody has one, to the newest checkpoint)."""
-        group = self.group
-        self.engine.attach(group)
-        hellos = self._greet(transaction)
-        if all(hello.fresh or hello.version < 0 for hello in hellos):
-            if group.rank == _founder(hellos):
-                self._restore()
-            hellos = self._greet(transaction)
-        newest = max(hello.version for hello in hellos)
-        holders = [rank for rank, hello in enumerate(hellos) if not hello.fresh and hello.version == newest]
-        receivers = [rank for rank in range(len(hellos)) if rank not in holders]
-        if newest < 0:
-            raise WorkerLeaving("the state was lost in all members and there is no checkpoint; start afresh")
-        if receivers:
-            self._transfer(holders, receivers)
-        self._align = any(hello.fresh for hello in hellos) or len({hello.transaction for hello in hellos}) > 1
-        self._checkpoints.take_place(group.rank, group.world_size)
-
-    def _greet(self, transaction: Transaction) -> list[_Hello]:
-        version = -1 if self._void else self.progress.version
-        payload = msgpack.packb([version, self._fresh, str(transaction)])
-        return [_Hello(*msgpack.unpackb(hello)) for hello in self.group.all_gather_bytes(payload)]
-
-    def _restore(self) -> None:
-        """Load the newest checkpoint into this member, or keep its initial state where there is none."""
-        tree = self._checkpoints.restore()
-        if tree is not None:
-            self.engine.load(tree["state"])
-            self.progress = Progress.from_tree(tree["progress"])
-            self.journal.record("checkpoint_restored", version=self.progress.version)
-        elif self._void:
-            return  # a torn state is no initial state
-        self._fresh = self._void = False
-
-    def _transfer(self, holders: list[int], receivers: list[int]) -> None:
-        group = self.group
-        payload = b""
-        if group.rank == holders[0]:
-            payload = msgpack.packb([self.engine.describe(), self.progress.as_tree()])
-        description, progress = msgpack.unpackb(group.all_gather_bytes(payload)[holders[0]])
-        for pairs in transfer_rounds(holders, receivers):
-            for sender, receiver in pairs:
-                if group.rank == sender:
-                    self.engine.send(description, receiver)
-                elif group.rank == receiver:
-                    self._receive(description, progress, sender)
-
-    def _receive(self, description: bytes, progress: Mapping[str, Any], sender: int) -> None:
-        started_at = time.monotonic()
-        try:
-            self.engine.receive(description, sender)
-        except StateNotRestorable:
-            self._void = True
-            raise
-        except GroupBroken:
-            self._void = self._fresh or self._void
-            raise
-        self._void = self._fresh = False
-        self.progress = Progress.from_tree(progress)
-        self.agent.committed(self.progress.version)
-        self.journal.record(
-            "state_received",
-            membership_epoch=self.membership_epoch,
-            peer=sender,
-            version=self.progress.version,
-            seconds=round(time.monotonic() - started_at, 6),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,8 +299,3 @@ class _AbortFormation:
     def abort(self) -> None:
         self.exchange()
         self.framework()
-
-
-def _founder(hellos: list[_Hello]) -> int:
-    """Return the rank that restores a checkpoint or whose initial state is taken: the first whose state is whole."""
-    return next((rank for rank, hello in enumerate(hellos) if hello.version >= 0), 0)

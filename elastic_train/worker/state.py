@@ -68,8 +68,8 @@ class TrainState:
 
         Args:
             batches: Read for one data epoch.
-            evaluate_batch: Called as ``evaluate_batch(inputs, targets)`` (the members of a batch) for each piece; returns a
-                dict of means over the piece, e.g. ``{"loss": ..., "accuracy": ...}``.
+            evaluate_batch: Called as ``evaluate_batch(inputs, targets)`` (the members of a batch) for each piece;
+                returns a dict of means over the piece, e.g. ``{"loss": ..., "accuracy": ...}``.
 
         Returns:
             The means over all samples; the same on every worker and at every world size.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from elastic_train.core.data import BatchPlan, Share, indices_crc, mix
 from elastic_train.core.records import Activity
@@ -14,7 +14,8 @@ from elastic_train.ports import StepPlan
 from elastic_train.worker.batches import ElasticBatches
 from elastic_train.worker.evaluation import Evaluation
 from elastic_train.worker.metrics import LocalMetrics
-from elastic_train.worker.runtime import Runtime, Transaction
+from elastic_train.worker.replica import Transaction
+from elastic_train.worker.runtime import Runtime
 
 _BREAK_GRACE_S = 1.0  # how long the news of a broken world may take after the user's own collective has failed
 
@@ -76,7 +77,7 @@ class Step:
 
     # ------------------------------------------------------------------ inside the block
 
-    def __enter__(self) -> Step:
+    def __enter__(self) -> Self:
         self._entered = True
         self._runtime.where = self.where
         self._started_at = time.monotonic()
@@ -88,8 +89,8 @@ class Step:
     def __iter__(self) -> Iterator[Any]:
         """Yield this worker's part of the global batch, in one piece or in micro-batches.
 
-        A worker without samples in a short last batch gets one sample that counts for nothing, so that the code in the loop
-        runs on every worker.
+        A worker without samples in a short last batch gets one sample that counts for nothing, so that the code in the
+        loop runs on every worker.
         """
         if not self._entered:
             raise UsageError("read a step's batch inside `with step:`")
@@ -138,9 +139,10 @@ class Step:
         return self._runtime.engine.backward(loss, self._part_samples, last=self._last_part)
 
     def report(self, **metrics: Any) -> None:
-        """Report metrics: each is this worker's mean over the samples in hand (or, after the loop, over its whole part).
+        """Report metrics; they are published, as means over the global batch, when the step commits.
 
-        They are published, as means over the global batch, when the step commits.
+        Args:
+            metrics: Each this worker's mean over the samples in hand or, after the loop, over its whole part.
         """
         samples = self._part_samples if self._in_part else self._share.samples
         self._metrics.add(metrics, samples)
