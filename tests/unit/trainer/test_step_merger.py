@@ -1,0 +1,64 @@
+"""Parts from many journals become one step, also where some never come."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elastic_train.trainer.step_merger import StepMerger, StepPart
+
+
+def _part(version: int, samples: int, *, epoch_number: int = 1, loss: float = 1.0, at: float = 0.0) -> StepPart:
+    return StepPart(at, version - 1, version, epoch_number, samples, 8, {"loss": (loss * samples, float(samples))})
+
+
+def test_a_step_is_told_when_its_parts_make_up_the_batch() -> None:
+    merger = StepMerger()
+    assert list(merger.add(_part(1, 2, loss=1.0, at=1.0))) == []
+    assert list(merger.add(_part(1, 0, at=3.0))) == []
+    (step,) = merger.add(_part(1, 6, loss=5.0, at=2.0))
+    assert (step.step, step.samples, step.at, step.membership_epoch) == (0, 8, 3.0, 1)
+    assert step.metrics["loss"] == pytest.approx((2 * 1.0 + 6 * 5.0) / 8)
+
+
+def test_a_step_with_a_missing_part_is_told_once_a_later_one_is_whole_and_the_journals_were_read_again() -> None:
+    merger = StepMerger()
+    list(merger.add(_part(1, 5, loss=3.0)))
+    assert list(merger.settle()) == []
+    assert len(list(merger.add(_part(2, 8, epoch_number=2)))) == 1
+    assert list(merger.settle()) == []
+    (step,) = merger.settle()
+    assert (step.step, step.samples, step.metrics["loss"]) == (0, 8, 3.0)
+    assert list(merger.add(_part(1, 3))) == []  # late: told already
+
+
+def test_a_step_that_was_run_again_instead_was_never_committed() -> None:
+    merger = StepMerger()
+    list(merger.add(_part(1, 2)))
+    (again,) = merger.add(_part(1, 8, epoch_number=2))
+    assert again.membership_epoch == 2
+    list(merger.add(_part(2, 8, epoch_number=2)))
+    assert [*merger.settle(), *merger.settle(), *merger.finish()] == []
+
+
+def test_a_step_that_all_committed_and_that_was_lost_later_is_told_twice() -> None:
+    merger = StepMerger()
+    told = [*merger.add(_part(1, 8)), *merger.add(_part(2, 8)), *merger.add(_part(1, 8, epoch_number=5))]
+    assert [(step.step, step.membership_epoch) for step in told] == [(0, 1), (1, 1), (0, 5)]
+
+
+def test_the_end_tells_what_is_left() -> None:
+    merger = StepMerger()
+    list(merger.add(_part(3, 4)))
+    assert [step.step for step in merger.finish()] == [2]
+
+
+@given(st.permutations([(version, worker) for version in range(1, 7) for worker in range(3)]))
+def test_in_whatever_order_the_journals_are_read_each_step_is_told_once(order: list[tuple[int, int]]) -> None:
+    merger = StepMerger()
+    told = []
+    for version, worker in order:
+        told.extend(merger.add(_part(version, (3, 3, 2)[worker], loss=float(version))))
+    assert sorted(step.step for step in told) == list(range(6))
+    assert all(step.metrics["loss"] == pytest.approx(step.step + 1) for step in told)
