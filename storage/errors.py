@@ -44,9 +44,7 @@ class StorageError(Exception):
 
     summary = "the storage operation failed"
 
-    def __init__(
-        self, detail: str = "", *, operation: str = "", store: str = "", key: str = ""
-    ) -> None:
+    def __init__(self, detail: str = "", *, operation: str = "", store: str = "", key: str = "") -> None:
         super().__init__(detail)
         self.detail = detail
         self.operation = operation
@@ -195,13 +193,10 @@ class DeadlineExceeded(StorageError):
 
     summary = "gave up"
 
-    def __init__(
-        self, *, attempts: int, elapsed_s: float, maybe_applied: bool, last: TransientError
-    ) -> None:
+    def __init__(self, *, attempts: int, elapsed_s: float, maybe_applied: bool, last: TransientError) -> None:
         note = "; the write may have been applied" if maybe_applied else ""
         super().__init__(
-            f"after {attempts} attempts in {elapsed_s:.1f} s, "
-            f"the last: {last.summary}: {last.detail}{note}"
+            f"after {attempts} attempts in {elapsed_s:.1f} s, the last: {last.summary}: {last.detail}{note}"
         )
         self.attempts = attempts
         self.elapsed_s = elapsed_s

@@ -54,8 +54,7 @@ def _check_text(key: str, text: str) -> None:
     odd = _ODD.search(text)
     if odd:
         raise InvalidKey(
-            f"character {odd.group()!r} at position {odd.start()}; "
-            "allowed are A-Z a-z 0-9 ! _ . ' ( ) = + @ , : / -",
+            f"character {odd.group()!r} at position {odd.start()}; allowed are A-Z a-z 0-9 ! _ . ' ( ) = + @ , : / -",
             key=key,
         )
     if text.startswith("/"):
@@ -70,6 +69,4 @@ def _check_segment(key: str, segment: str) -> None:
     if segment.startswith(TEMP_SEGMENT):
         raise InvalidKey(f"segments beginning with {TEMP_SEGMENT!r} are reserved", key=key)
     if len(segment) > MAX_SEGMENT_BYTES:
-        raise InvalidKey(
-            f"a segment of {len(segment)} characters; at most {MAX_SEGMENT_BYTES}", key=key
-        )
+        raise InvalidKey(f"a segment of {len(segment)} characters; at most {MAX_SEGMENT_BYTES}", key=key)

@@ -41,9 +41,7 @@ class Payload:
             self._views = None
             self._stream = iter(data)
         else:
-            raise TypeError(
-                f"data is bytes-like or an iterable of bytes-like, not {type(data).__name__}"
-            )
+            raise TypeError(f"data is bytes-like or an iterable of bytes-like, not {type(data).__name__}")
 
     @property
     def is_replayable(self) -> bool:

@@ -19,6 +19,9 @@ from storage.limiter import ConcurrencyLimiter
 
 T = TypeVar("T")
 
+#: How slow a large transfer may be before its deadline ends it.
+MIN_BYTES_PER_S = 8 * 2**20
+
 
 class Clock(Protocol):
     """Tell and pass time; replaced in tests."""
@@ -38,7 +41,7 @@ class RetryPolicy:
     "full jitter", from "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
     Attributes:
-        deadline_s: an operation ends by then, give or take one request.
+        deadline_s: an operation of few bytes ends by then, give or take one request.
         max_attempts: requests tried at most; None for as many as the deadline allows.
         base_delay_s: bound of the first pause.
         max_delay_s: bound of all pauses.
@@ -74,7 +77,7 @@ class Retrier:
         self.policy = policy
         self.limiter = limiter or ConcurrencyLimiter()
         self._clock = clock
-        self._rng = rng or random.Random()  # noqa: S311  # jitter is no secret
+        self._rng = rng or random.Random()  # jitter is no secret
 
     def call(
         self,
@@ -83,6 +86,7 @@ class Retrier:
         refresh: Callable[[], bool],
         writes: bool = False,
         weight: int = 1,
+        nbytes: int = 0,
     ) -> T:
         """Return what ``attempt`` returns, trying again after transient failures.
 
@@ -91,6 +95,8 @@ class Retrier:
             refresh: fetches new credentials; false if there are none to try.
             writes: whether a lost answer leaves the effect in doubt.
             weight: how many requests the attempt runs at once.
+            nbytes: moved by the attempt; extends the deadline by what they take at
+                :data:`MIN_BYTES_PER_S`.
 
         Raises:
             DeadlineExceeded: the policy's deadline or attempts are used up.
@@ -99,12 +105,13 @@ class Retrier:
         if self.policy is None:
             return attempt()
         started = self._clock.monotonic()
+        allowed_s = self.policy.deadline_s + nbytes / MIN_BYTES_PER_S
         failures = 0
         refreshed = False
         in_doubt = False
         while True:
             try:
-                return self._limited(attempt, weight, started)
+                return self._limited(attempt, weight, started + allowed_s)
             except CredentialsExpired:
                 if refreshed or not refresh():
                     raise
@@ -118,16 +125,13 @@ class Retrier:
             pause = self._rng.uniform(0.0, self.policy.delay_bound_s(failures))
             elapsed_s = self._clock.monotonic() - started
             out_of_tries = self.policy.max_attempts is not None and failures >= self.policy.max_attempts
-            if out_of_tries or elapsed_s + pause >= self.policy.deadline_s:
-                raise DeadlineExceeded(
-                    attempts=failures, elapsed_s=elapsed_s, maybe_applied=in_doubt, last=last
-                )
+            if out_of_tries or elapsed_s + pause >= allowed_s:
+                raise DeadlineExceeded(attempts=failures, elapsed_s=elapsed_s, maybe_applied=in_doubt, last=last)
             self._clock.sleep(pause)
 
-    def _limited(self, attempt: Callable[[], T], weight: int, started: float) -> T:
-        assert self.policy is not None
-        left_s = self.policy.deadline_s - (self._clock.monotonic() - started)
-        with self.limiter.slots(weight, timeout_s=max(0.0, left_s)) as mark:
+    def _limited(self, attempt: Callable[[], T], weight: int, deadline: float) -> T:
+        left_s = max(0.0, deadline - self._clock.monotonic())
+        with self.limiter.slots(weight, timeout_s=left_s) as mark:
             if mark is None:
                 raise RequestTimeout("waited too long behind other requests to this store")
             try:

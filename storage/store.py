@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -16,18 +18,24 @@ from storage.errors import (
     StorageError,
     StoreClosed,
 )
+from storage.forking import reset_in_child
 from storage.keys import validate_key, validate_prefix
 from storage.payload import MappedFile, Payload
 from storage.retry import NO_RETRIES, Retrier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
     from storage.payload import Data
 
 T = TypeVar("T")
+
+#: A remote range of at least two such parts is read by several requests at once.
+READ_PART_NBYTES = 16 * 2**20
+READS_AT_ONCE = 8
 
 
 class ObjectStore:
@@ -40,14 +48,41 @@ class ObjectStore:
     ``BackendError``.
     """
 
-    def __init__(self, backend: Backend, *, url: str, retrier: Retrier = NO_RETRIES) -> None:
-        self._backend = backend
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        url: str,
+        retrier: Retrier = NO_RETRIES,
+        remake: Callable[[], Backend] | None = None,
+    ) -> None:
+        """Wrap a backend.
+
+        Args:
+            backend: does the work.
+            url: where it is, without credentials.
+            retrier: holds the policy and the limit on concurrent requests.
+            remake: makes the backend anew for a forked child; None if the same one works there.
+        """
+        self._current = backend
         self._url = url
         self._retrier = retrier
+        self._remake = remake
         self._closed = False
+        self._forked = False
+        self._inherited: list[Backend] = []
+        self._lock = threading.Lock()
+        self._readers: ThreadPoolExecutor | None = None
+        reset_in_child(self)
 
     def __repr__(self) -> str:
-        return f"<ObjectStore {self._url} by {self._backend.client}>"
+        return f"<ObjectStore {self._url} by {self._current.client}>"
+
+    def reset_after_fork(self) -> None:
+        """Have the next operation in the child make its own clients."""
+        self._forked = True
+        self._lock = threading.Lock()
+        self._readers = None
 
     @property
     def url(self) -> str:
@@ -66,9 +101,7 @@ class ObjectStore:
 
     # Writing
 
-    def put(
-        self, key: str, data: Data, *, if_absent: bool = False, if_match: str | None = None
-    ) -> ObjectInfo:
+    def put(self, key: str, data: Data, *, if_absent: bool = False, if_match: str | None = None) -> ObjectInfo:
         """Write an object, whole or not at all; large ones in several requests.
 
         Args:
@@ -110,8 +143,7 @@ class ObjectStore:
             return self.put(key, view, if_absent=if_absent, if_match=if_match)
 
     def copy(self, src: str, dst: str) -> ObjectInfo:
-        """Copy an object within the store, overwriting ``dst``, without the bytes passing here
-        where the backend can.
+        """Copy an object within the store, overwriting ``dst``; on the server where it can.
 
         Raises:
             NotFound: ``src`` does not exist.
@@ -158,12 +190,16 @@ class ObjectStore:
             raise ValueError(f"not a range: [{start}, {stop})")
         if start == stop:
             return b""
-        return self._run("get", key, lambda: self._backend.get_range(key, start, stop))
+        if self._backend.is_remote and stop - start >= 2 * READ_PART_NBYTES:
+            out = bytearray(stop - start)
+            self._read_parts(key, start, memoryview(out))
+            return bytes(out)
+        return self._run("get", key, lambda: self._backend.get_range(key, start, stop), nbytes=stop - start)
 
     def get_range_into(self, key: str, start: int, out: Buffer) -> None:
-        """Fill ``out`` with the object's bytes from ``start`` on, without a copy where the backend
-        can.
+        """Fill ``out`` with the object's bytes from ``start`` on.
 
+        Files are read straight into it; what comes over a network is copied once.
         After an error the content of ``out`` is undefined.
 
         Raises:
@@ -175,9 +211,12 @@ class ObjectStore:
         view = memoryview(out)
         if view.readonly or not view.c_contiguous or start < 0:
             raise ValueError("need a writable contiguous buffer and start >= 0")
-        if view.nbytes:
-            flat = view.cast("B")
-            self._run("get", key, lambda: self._backend.get_range_into(key, start, flat))
+        if not view.nbytes:
+            return
+        if self._backend.is_remote and view.nbytes >= 2 * READ_PART_NBYTES:
+            self._read_parts(key, start, view.cast("B"))
+        else:
+            self._read_part(key, start, view.cast("B"))
 
     def head(self, key: str) -> ObjectInfo:
         """Describe an object.
@@ -213,7 +252,13 @@ class ObjectStore:
         """Release connections and descriptors; calling it again does nothing."""
         if not self._closed:
             self._closed = True
-            self._backend.close()
+            with self._lock:
+                readers, self._readers = self._readers, None
+            if readers is not None:
+                readers.shutdown()
+            # In a child that has not used the store, the connections are the parent's.
+            if not self._forked:
+                self._current.close()
 
     def __enter__(self) -> Self:
         return self
@@ -228,10 +273,40 @@ class ObjectStore:
 
     # Inside
 
+    @property
+    def _backend(self) -> Backend:
+        if self._forked and self._remake is not None:
+            with self._lock:
+                if self._forked:
+                    # Kept, so that its end here does not close what the parent still uses.
+                    self._inherited.append(self._current)
+                    self._current = self._remake()
+                    self._forked = False
+        return self._current
+
+    def _read_parts(self, key: str, start: int, out: memoryview) -> None:
+        """Fill a large buffer by several requests at once, each retried by itself."""
+        with self._lock:
+            if self._readers is None:
+                self._readers = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="storage-read")
+            readers = self._readers
+        parts = []
+        for offset in range(0, out.nbytes, READ_PART_NBYTES):
+            part = out[offset : offset + READ_PART_NBYTES]
+            parts.append(readers.submit(self._read_part, key, start + offset, part))
+        # All are waited for, also after a failure: they write into the caller's memory.
+        failures = [failure for part in parts if (failure := _failure_of(part, parts)) is not None]
+        if failures:
+            raise failures[0]
+
+    def _read_part(self, key: str, start: int, out: memoryview) -> None:
+        self._run("get", key, lambda: self._backend.get_range_into(key, start, out), nbytes=out.nbytes)
+
     def _put(self, key: str, payload: Payload, condition: Condition) -> ObjectInfo:
         if self._backend.is_remote:
             payload.spool()
-        weight = self._backend.request_count(payload.nbytes) if payload.is_replayable else 1
+        nbytes = payload.nbytes if payload.is_replayable else 0
+        weight = self._backend.request_count(nbytes)
         attempts = 0
 
         def attempt() -> ObjectInfo:
@@ -245,11 +320,9 @@ class ObjectStore:
                     raise
                 return ours
 
-        return self._run("put", key, attempt, writes=True, weight=weight)
+        return self._run("put", key, attempt, writes=True, weight=weight, nbytes=nbytes)
 
-    def _recognise(
-        self, key: str, payload: Payload, condition: Condition, *, retried: bool
-    ) -> ObjectInfo | None:
+    def _recognise(self, key: str, payload: Payload, condition: Condition, *, retried: bool) -> ObjectInfo | None:
         """Return the object if it is the one that an unanswered try of this very put wrote."""
         if not self._backend.is_remote:
             return None
@@ -268,7 +341,7 @@ class ObjectStore:
             return False
         return self._backend.get(key) == payload.contiguous()
 
-    def _run(
+    def _run(  # the one funnel of all operations; private
         self,
         operation: str,
         key: str,
@@ -276,13 +349,25 @@ class ObjectStore:
         *,
         writes: bool = False,
         weight: int = 1,
+        nbytes: int = 0,
     ) -> T:
         if self._closed:
             raise StoreClosed(operation=operation, store=self._url, key=key)
         try:
             return self._retrier.call(
-                attempt, refresh=self._backend.refresh_credentials, writes=writes, weight=weight
+                attempt, refresh=self._backend.refresh_credentials, writes=writes, weight=weight, nbytes=nbytes
             )
         except StorageError as error:
             error.locate(operation=operation, store=self._url, key=key)
             raise
+
+
+def _failure_of(part: Future[None], parts: list[Future[None]]) -> BaseException | None:
+    """Wait for a part; after a failure, call off those that have not begun."""
+    if part.cancelled():
+        return None
+    failure = part.exception()
+    if failure is not None:
+        for other in parts:
+            other.cancel()
+    return failure

@@ -28,9 +28,7 @@ from storage.errors import (
 from storage.keys import TEMP_SEGMENT
 from storage.payload import MappedFile, Payload
 
-CAPABILITIES = Capabilities(
-    put_if_absent=True, put_if_match=True, atomic_put=True, durable=True, shared=True
-)
+CAPABILITIES = Capabilities(put_if_absent=True, put_if_match=True, atomic_put=True, durable=True, shared=True)
 
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
@@ -80,7 +78,7 @@ class LocalBackend(Backend):
     def put(self, key: str, payload: Payload, condition: Condition) -> ObjectInfo:
         """Write an object."""
         large = not payload.is_replayable or payload.nbytes >= DIRECT_MIN_NBYTES
-        with _os_errors(key), self._temp_file() as (fd, temp):
+        with _os_errors(key, writing=True), self._temp_file() as (fd, temp):
             write_views(fd, payload.views(), direct=self._direct_io and large)
             # The kernel's time stamps have a tick of milliseconds; etags need a finer one.
             now_ns = time.time_ns()
@@ -198,7 +196,7 @@ class LocalBackend(Backend):
                 fd = os.open(entry.path, os.O_WRONLY | os.O_CLOEXEC)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(entry.path)
+                    Path(entry.path).unlink()
                 finally:
                     os.close(fd)
 
@@ -227,7 +225,7 @@ class LocalBackend(Backend):
         folder.mkdir(parents=True, exist_ok=True)
         if self._sync:
             above = folder
-            while above != self._root and above != above.parent:
+            while above not in (self._root, above.parent):
                 above = above.parent
                 _sync_dir(above)
             _sync_dir(self._root.parent)
@@ -298,10 +296,13 @@ def _walk(folder: Path, above: str, prefix: str) -> Iterator[ObjectInfo]:
     named = [(e.name + "/" * e.is_dir(follow_symlinks=False), e) for e in entries]
     for name, entry in sorted(named, key=lambda pair: pair[0]):
         key = above + name
-        if not (key.startswith(prefix) or prefix.startswith(key)) or name.startswith(TEMP_SEGMENT):
+        if name.startswith(TEMP_SEGMENT):
             continue
         if name.endswith("/"):
-            yield from _walk(folder / entry.name, key, prefix)
+            if key.startswith(prefix) or prefix.startswith(key):
+                yield from _walk(folder / entry.name, key, prefix)
+            continue
+        if not key.startswith(prefix):
             continue
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
             found = entry.stat()
@@ -316,9 +317,7 @@ def _info(key: str, found: os.stat_result) -> ObjectInfo:
 
 def _check_range(key: str, found: os.stat_result, stop: int) -> None:
     if stop > found.st_size:
-        raise RangeNotSatisfiable(
-            f"it has {found.st_size} bytes, byte {stop} was asked for", key=key
-        )
+        raise RangeNotSatisfiable(f"it has {found.st_size} bytes, byte {stop} was asked for", key=key)
 
 
 def _read_into(fd: int, out: memoryview, start: int, key: str) -> None:
@@ -331,9 +330,12 @@ def _read_into(fd: int, out: memoryview, start: int, key: str) -> None:
 
 
 @contextlib.contextmanager
-def _os_errors(key: str) -> Iterator[None]:
+def _os_errors(key: str, *, writing: bool = False) -> Iterator[None]:
     try:
         yield
+    except NotADirectoryError as error:
+        # An object stands where the key needs a directory: so there is nothing to read.
+        raise _translated(error, key) if writing else NotFound(key=key) from None
     except OSError as error:
         raise _translated(error, key) from None
 
@@ -348,9 +350,7 @@ def _translated(error: OSError, key: str) -> StorageError:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return StoreFull(text, key=key)
         case errno.ENOTDIR | errno.EISDIR | errno.EEXIST | errno.ENOTEMPTY:
-            return InvalidKey(
-                "on a file system a name is an object or a directory of objects, not both", key=key
-            )
+            return InvalidKey("on a file system a name is an object or a directory of objects, not both", key=key)
         case errno.ENAMETOOLONG:
             return InvalidKey("too long for this file system", key=key)
         case _:

@@ -38,9 +38,7 @@ _spaces: dict[str, _Space] = {}
 
 # One lock for all spaces, held over a fork so that a child never inherits a half-made change.
 _lock = threading.Lock()
-os.register_at_fork(
-    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
-)
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class MemoryBackend(Backend):
@@ -121,9 +119,7 @@ class MemoryBackend(Backend):
         if condition.if_match is not None:
             etag = present.info.etag if present else None
             if etag != condition.if_match:
-                raise PreconditionFailed(
-                    f"expected etag {condition.if_match}, found {etag}", key=key
-                )
+                raise PreconditionFailed(f"expected etag {condition.if_match}, found {etag}", key=key)
 
     def _find(self, key: str) -> _Object:
         with _lock:
