@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,17 @@ _COLOURS = {
     Cause.JOIN: "#2ca02c",
     Cause.RESIZE: "#1f77b4",
     Cause.RECOVER: "#9467bd",
+}
+_LABELS = {
+    Cause.START: "first world",
+    Cause.LOSS: "worker lost",
+    Cause.FORMATION: "formed again",
+    Cause.BROKEN: "connection broken",
+    Cause.DRAIN: "worker drained",
+    Cause.JOIN: "worker joined",
+    Cause.RESIZE: "resized",
+    Cause.RECOVER: "enough workers again",
+    Cause.STOP: "stop",
 }
 _LINE, _AREA = "#1f4e79", "#9ecae1"
 
@@ -81,7 +91,7 @@ def _mark_changes(upper: Any, lower: Any, result: Result) -> None:
             axes.axvline(change.begun_at_s, color=colour, linewidth=1.2, linestyle="--", alpha=0.8)
         if change.cause not in shown:
             shown.add(change.cause)
-            upper.plot([], [], color=colour, linestyle="--", label=change.cause.value)
+            upper.plot([], [], color=colour, linestyle="--", label=_LABELS.get(change.cause, change.cause.value))
         if change.change_s is not None:
             upper.annotate(
                 f"{change.change_s:.2f} s",
@@ -92,7 +102,7 @@ def _mark_changes(upper: Any, lower: Any, result: Result) -> None:
                 color=colour,
                 fontsize=8,
             )
-    upper.legend(loc="upper right", fontsize=8, framealpha=0.9, ncols=2)
+    upper.legend(loc="upper right", fontsize=8, framealpha=0.9)
 
 
 def _title(result: Result) -> str:
@@ -104,5 +114,10 @@ def _title(result: Result) -> str:
 
 
 def _smooth(values: tuple[float, ...]) -> list[float]:
-    weight = min(0.1, 5 / len(values)) if len(values) > 20 else 1.0
-    return list(itertools.accumulate(values, lambda mean, value: mean + weight * (value - mean)))
+    """Return the mean of each value's neighbourhood: no lag, unlike a running average."""
+    reach = len(values) // 60
+    return [
+        sum(values[max(0, index - reach) : index + reach + 1])
+        / (min(len(values), index + reach + 1) - max(0, index - reach))
+        for index in range(len(values))
+    ]

@@ -1,0 +1,173 @@
+"""The command line: ``elastic-train list | status | resize | drain | stop | checkpoints``.
+
+Exit codes: 0 done; 1 the job refused; 2 wrong usage or configuration; 3 no such job; 4 the coordination service
+does not answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from elastic_train.config import check_job_name, read_environment
+from elastic_train.core.records import ControlRequest, WorkerId
+from elastic_train.errors import ConfigurationError, CoordinationError, ElasticTrainError, JobNotFound
+from elastic_train.trainer.cli_views import jobs_table, status_as_json, status_view
+from elastic_train.trainer.controls import JobControls
+from elastic_train.trainer.job_directory import list_jobs, read_job_file
+
+OK, REFUSED, USAGE, NOT_FOUND, UNREACHABLE = range(5)
+_ANSWER_TIMEOUT_S = 30.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        command: Callable[[argparse.Namespace, Console], int] = options.command
+        return command(options, console)
+    except ElasticTrainError as error:
+        Console(stderr=True).print(f"[bold red]elastic-train:[/] {error}", soft_wrap=True, highlight=False)
+        return _exit_code(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _exit_code(error: ElasticTrainError) -> int:
+    if isinstance(error, JobNotFound):
+        return NOT_FOUND
+    if isinstance(error, CoordinationError):
+        return UNREACHABLE
+    return USAGE if isinstance(error, ConfigurationError) else REFUSED
+
+
+# --------------------------------------------------------------------------- commands
+
+
+def _list(options: argparse.Namespace, console: Console) -> int:
+    home = options.home or read_environment(os.environ).home
+    jobs = list_jobs(home)
+    if options.json:
+        print(json.dumps([{"job": job.job, "pid": job.driver_pid, "node": job.node} for job in jobs]))
+    elif jobs:
+        console.print(jobs_table(jobs))
+    else:
+        console.print(f"No job runs below {home}.", highlight=False)
+    return OK
+
+
+def _status(options: argparse.Namespace, console: Console) -> int:
+    with _controls(options) as controls:
+        status = controls.status()
+    if options.json:
+        print(json.dumps(status_as_json(status)))
+    else:
+        console.print(status_view(status))
+    return OK
+
+
+def _resize(options: argparse.Namespace, console: Console) -> int:
+    return _ask(options, console, lambda controls: controls.resize(options.workers, reason="elastic-train resize"))
+
+
+def _drain(options: argparse.Namespace, console: Console) -> int:
+    worker_id = WorkerId(options.worker)
+    return _ask(options, console, lambda controls: controls.drain(worker_id, reason="elastic-train drain"))
+
+
+def _stop(options: argparse.Namespace, console: Console) -> int:
+    return _ask(options, console, lambda controls: controls.stop(reason="elastic-train stop"))
+
+
+def _ask(options: argparse.Namespace, console: Console, submit: Callable[[JobControls], ControlRequest]) -> int:
+    with _controls(options) as controls:
+        answer = controls.answer(submit(controls), options.timeout)
+    console.print(answer.message, style="green" if answer.accepted else "yellow", highlight=False, soft_wrap=True)
+    return OK if answer.accepted else REFUSED
+
+
+@contextmanager
+def _controls(options: argparse.Namespace) -> Iterator[JobControls]:
+    from elastic_train.adapters.coordination import connect
+
+    job, url = _where(options)
+    coordination = connect(url)
+    try:
+        yield JobControls(coordination, job)
+    finally:
+        coordination.close()
+
+
+def _where(options: argparse.Namespace) -> tuple[str, str]:
+    """Return the job's name and the URL of its coordination service.
+
+    Raises:
+        JobNotFound: No URL was given and no such job runs on this machine.
+    """
+    environment = read_environment(os.environ)
+    given = Path(options.job)
+    directory = given if given.is_dir() and given.name != options.job else environment.home / options.job
+    url: str | None = options.coordination or environment.coordination
+    if url is not None:
+        return check_job_name(given.name, "JOB"), url
+    found = read_job_file(directory)
+    if not found.is_running():
+        raise JobNotFound(found.job, f"does not run any more (process {found.driver_pid} on {found.node} is gone)")
+    return found.job, found.coordination
+
+
+# --------------------------------------------------------------------------- arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="elastic-train",
+        description="Look at running jobs and steer them.",
+        epilog="Exit codes: 0 done, 1 refused by the job, 2 wrong usage, 3 no such job, 4 no answer.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    listing = commands.add_parser("list", help="show the jobs that run on this machine")
+    listing.add_argument("--home", type=Path, help="directory of all jobs (default: $ELASTIC_TRAIN_HOME)")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(command=_list)
+
+    status = _job_parser(commands, "status", "show how a job stands", _status)
+    status.add_argument("--json", action="store_true", help="print JSON")
+
+    resize = _job_parser(commands, "resize", "change the number of workers", _resize)
+    resize.add_argument("workers", type=int, metavar="N", help="the wanted number, within the job's bounds")
+
+    drain = _job_parser(commands, "drain", "let a worker leave at the next step boundary; it is replaced", _drain)
+    drain.add_argument("worker", metavar="WORKER", help="its name, as 'status' shows it")
+
+    _job_parser(commands, "stop", "end a job after the current step, with a checkpoint", _stop)
+    return parser
+
+
+def _job_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    explanation: str,
+    command: Callable[[argparse.Namespace, Console], int],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=explanation, description=explanation.capitalize() + ".")
+    parser.add_argument("job", metavar="JOB", help="name of a job on this machine, its directory, or with URL any job")
+    parser.add_argument("--coordination", metavar="URL", help="etcd://host:2379 of the job's coordination service")
+    parser.add_argument(
+        "--timeout", type=float, default=_ANSWER_TIMEOUT_S, metavar="S", help="seconds to wait for the job's answer"
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
