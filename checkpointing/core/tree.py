@@ -1,0 +1,215 @@
+"""A state as a skeleton of plain values plus a list of tensors, and back.
+
+The skeleton is JSON. What JSON has no word for is an object with the key ``$``:
+
+==========================================  ==========================================
+``{"$": "t", "i": 7}``                      tensor number 7
+``{"$": "tuple", "v": [...]}``              a tuple; likewise ``set`` and ``frozenset``
+``{"$": "dict", "v": [[key, value], ...]}`` a dict whose keys are not all plain strings
+``{"$": "float", "v": "nan"}``              nan, inf, -inf
+``{"$": "complex", "v": [re, im]}``
+``{"$": "bytes", "v": base64}``             up to 4 KiB; longer ones are tensors of bytes
+``{"$": "<codec>", ...}``                   a value that a codec encoded, as a ``torch.dtype``
+==========================================  ==========================================
+
+A tensor's path is its keys joined by ``/`` (``~`` and ``/`` within a key are written ``~0`` and ``~1``, as in RFC 6901).
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from checkpointing.errors import UnsupportedLeaf
+
+MAX_INLINE_BYTES = 4096
+
+Json = Any
+"""What `json.loads` returns."""
+
+
+@dataclass(slots=True)
+class Flat:
+    """A flattened tree.
+
+    Attributes:
+        skeleton: The structure and the plain values, as JSON.
+        tensors: What stands at each tensor reference, by number.
+        paths: The path of each of them.
+    """
+
+    skeleton: Json = None
+    tensors: list[Any] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+
+
+Claim = Callable[[object, str], object | None]
+"""Given a value and its path: return what to put into the list of tensors, or None to leave the value in the skeleton."""
+
+EncodeOther = Callable[[object, str], Json | None]
+"""Given a value that is no plain one and its path: return a JSON object with `$`, or None."""
+
+
+def escape(key: object) -> str:
+    """Return a dict key as one segment of a path."""
+    return str(key).replace("~", "~0").replace("/", "~1")
+
+
+class Flattener:
+    """Split trees into skeletons and tensors.
+
+    Args:
+        claim: Says which values are tensors.
+        encode_other: Encodes values that are neither tensors nor plain.
+    """
+
+    def __init__(self, claim: Claim, encode_other: EncodeOther) -> None:
+        self._claim = claim
+        self._encode_other = encode_other
+        self._flat = Flat()
+        self._open: set[int] = set()
+
+    def flatten(self, tree: object) -> Flat:
+        """Return the tree's skeleton and tensors; the skeleton shares nothing mutable with the tree.
+
+        Raises:
+            UnsupportedLeaf: A value can be stored neither as a tensor nor as JSON; two keys have one path; a container
+                holds itself.
+        """
+        self._flat = Flat()
+        self._open = set()
+        self._flat.skeleton = self._encode(tree, "")
+        if len(set(self._flat.paths)) != len(self._flat.paths):
+            seen: set[str] = set()
+            twice = next(path for path in self._flat.paths if path in seen or seen.add(path))  # type: ignore[func-returns-value]  # add returns None, which is falsy
+            raise UnsupportedLeaf(twice, "two values have this path (a dict with both 1 and '1' as keys?)")
+        return self._flat
+
+    def _encode(self, value: object, path: str) -> Json:
+        kind = type(value)
+        if value is None or kind in (bool, int, str):
+            return value
+        if kind is float:
+            return value if math.isfinite(value) else {"$": "float", "v": str(value)}  # type: ignore[arg-type]  # its type is float
+        if isinstance(value, Mapping):
+            return self._within(value, path, self._encode_mapping)
+        if kind in _SEQUENCES or (isinstance(value, tuple) and hasattr(value, "_fields")):
+            return self._within(value, path, self._encode_sequence)
+        return self._encode_leaf(value, path)
+
+    def _within(self, container: Any, path: str, encode: Callable[[Any, str], Json]) -> Json:
+        if id(container) in self._open:
+            raise UnsupportedLeaf(path, "the container holds itself")
+        self._open.add(id(container))
+        try:
+            return encode(container, path)
+        finally:
+            self._open.discard(id(container))
+
+    def _encode_mapping(self, mapping: Mapping[Any, Any], path: str) -> Json:
+        prefix = f"{path}/" if path else ""
+        if all(type(key) is str for key in mapping) and "$" not in mapping:
+            return {key: self._encode(value, prefix + escape(key)) for key, value in mapping.items()}
+        pairs = []
+        for key, value in mapping.items():
+            here = prefix + escape(key)
+            if not (key is None or type(key) in (bool, int, str, float, tuple)):
+                raise UnsupportedLeaf(
+                    here, f"a key of type {type(key).__name__}; use str, int, float, bool or tuples of these"
+                )
+            pairs.append([self._encode(key, here + " (key)"), self._encode(value, here)])
+        return {"$": "dict", "v": pairs}
+
+    def _encode_sequence(self, items: Sequence[Any], path: str) -> Json:
+        prefix = f"{path}/" if path else ""
+        kind = type(items)
+        if kind in (set, frozenset):
+            # In an order of their own, so that the same state has the same manifest.
+            items = sorted(items, key=lambda item: (type(item).__name__, repr(item)))
+        encoded = [self._encode(item, f"{prefix}{index}") for index, item in enumerate(items)]
+        if kind is list:
+            return encoded
+        return {"$": _SEQUENCES.get(kind, "tuple"), "v": encoded}
+
+    def _encode_leaf(self, value: object, path: str) -> Json:
+        if type(value) is complex:
+            return {"$": "complex", "v": [self._encode(value.real, path), self._encode(value.imag, path)]}
+        if type(value) is bytes and len(value) <= MAX_INLINE_BYTES:
+            return {"$": "bytes", "v": base64.b64encode(value).decode()}
+        claimed = self._claim(value, path)
+        if claimed is not None:
+            self._flat.tensors.append(claimed)
+            self._flat.paths.append(path)
+            return {"$": "t", "i": len(self._flat.tensors) - 1}
+        other = self._encode_other(value, path)
+        if other is not None:
+            return other
+        raise UnsupportedLeaf(
+            path,
+            f"{type(value).__module__}.{type(value).__qualname__} is neither a tensor nor a plain value "
+            "(None, bool, int, float, complex, str, bytes, list, tuple, set, dict); convert it, or pass allow_pickle=True",
+        )
+
+
+_SEQUENCES: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
+
+
+def unflatten(skeleton: Json, tensors: Sequence[Any], decode_other: Callable[[Json], Any]) -> Any:
+    """Return the tree of a skeleton, with `tensors` where they belong.
+
+    Raises:
+        ValueError, KeyError, IndexError, TypeError: The skeleton is malformed.
+    """
+    if isinstance(skeleton, list):
+        return [unflatten(item, tensors, decode_other) for item in skeleton]
+    if not isinstance(skeleton, dict):
+        return skeleton
+    tag = skeleton.get("$")
+    if tag is None:
+        return {key: unflatten(value, tensors, decode_other) for key, value in skeleton.items()}
+    if tag == "t":
+        return tensors[skeleton["i"]]
+    if tag == "dict":
+        return {
+            unflatten(key, tensors, decode_other): unflatten(value, tensors, decode_other)
+            for key, value in skeleton["v"]
+        }
+    if tag in _CONTAINERS:
+        return _CONTAINERS[tag](unflatten(item, tensors, decode_other) for item in skeleton["v"])
+    if tag == "float":
+        return float(skeleton["v"])
+    if tag == "complex":
+        real, imaginary = (unflatten(part, tensors, decode_other) for part in skeleton["v"])
+        return complex(real, imaginary)
+    if tag == "bytes":
+        return base64.b64decode(skeleton["v"], validate=True)
+    return decode_other(skeleton)
+
+
+_CONTAINERS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+class _NotLoaded:
+    """What stands in a tree for a tensor that was not read."""
+
+
+NOT_LOADED = _NotLoaded()
+
+
+def graft(into: Any, tree: Any) -> Any:
+    """Return `into` with its plain values taken from `tree` wherever `tree` has the same place.
+
+    Tensors of `into` stay the objects they are (they were filled in place); what `tree` has no place for stays.
+    """
+    if isinstance(into, Mapping):
+        if not isinstance(tree, Mapping):
+            return into
+        return {key: graft(value, tree[key]) if key in tree else value for key, value in into.items()}
+    if type(into) in (list, tuple):
+        if type(tree) is not type(into) or len(tree) != len(into):
+            return into
+        return type(into)(graft(mine, theirs) for mine, theirs in zip(into, tree, strict=True))
+    return into if tree is NOT_LOADED else tree
