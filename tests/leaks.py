@@ -6,6 +6,7 @@ had a moment to go away by itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -87,7 +88,10 @@ def files_left_in(home: Path) -> list[str]:
 
 def _children() -> dict[tuple[int, float], str]:
     """Return this process's children, from the kernel's own lists, one a thread."""
-    pids = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    pids: list[str] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            pids += (task / "children").read_text().split()
     return {(int(pid), 0.0): f"pid {pid}" for pid in pids if int(pid) != _resource_tracker_pid()}
 
 

@@ -53,7 +53,7 @@ class WorldSpan:
 
 @dataclass(frozen=True, slots=True)
 class CommittedStep:
-    """One step that a world committed."""
+    """One step that a world committed; `step` is the same whenever it is run again."""
 
     step: int
     membership_epoch: int

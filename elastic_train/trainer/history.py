@@ -76,9 +76,13 @@ class History:
             case _:
                 pass
 
+    def committed_steps(self) -> int:
+        """Return how many different steps were committed."""
+        return len({step.version for step in self.steps})
+
     def metrics_history(self) -> tuple[StepMetrics, ...]:
         """Return the metrics of every committed step, each step once, as it was committed last."""
-        final = {step.step: step for step in self.steps if step.metrics}
+        final = {step.version: step for step in self.steps if step.metrics}
         return tuple(
             StepMetrics(
                 step=step.step,
@@ -124,12 +128,14 @@ class History:
                 for number, world in self._worlds.items()
                 if world.sealed_at is not None
             ],
-            steps=[CommittedStep(step.step, step.membership_epoch, step.at, step.samples) for step in self.steps],
+            steps=[CommittedStep(step.version, step.membership_epoch, step.at, step.samples) for step in self.steps],
             paused_at=self._paused_at,
         )
 
     def _apply_worker(self, seen: WorkerSeen) -> None:
         life = self._lives.setdefault(seen.worker_id, _Life(started_at=seen.at))
+        if seen.status is WorkerStatus.STARTING:
+            life.started_at = seen.at  # asked for first, its process begun later
         if seen.status is WorkerStatus.READY and life.ready_at is None:
             life.ready_at = seen.at
         elif seen.status in _DONE and life.done_at is None:

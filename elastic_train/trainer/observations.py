@@ -53,10 +53,17 @@ class PhaseSeen:
 
 @dataclass(frozen=True, slots=True)
 class StepSeen:
-    """A step was committed; `metrics` are means over its global batch."""
+    """A step was committed.
+
+    Attributes:
+        step: Its index in its loop.
+        version: Transactions in the state after it: names the step within the whole job.
+        samples: In its global batch; `metrics` are means over them.
+    """
 
     at: float
     step: int
+    version: int
     membership_epoch: int
     samples: int
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What one committed step reported, as means over its global batch."""
+    """What one committed step reported, as means over its global batch; `step` is its index in its loop."""
 
     step: int
     metrics: Mapping[str, float]
@@ -58,7 +58,7 @@ class Result:
         checkpoint: The newest committed checkpoint, None where none was written.
         membership_history: Every membership epoch that was formed: world size, why, how long the change took.
         goodput: Where the workers' time went.
-        steps: Committed steps, from the start of the job's first run.
+        steps: Committed in this run, each counted once.
         wall_s: Duration of this run.
         path: The job's directory; journal_path: this run's journals within it.
     """

@@ -51,6 +51,7 @@ class _Pending:
         return StepSeen(
             at=self.at,
             step=self.first.step,
+            version=self.first.version,
             membership_epoch=self.first.membership_epoch,
             samples=self.first.global_samples,
             metrics={name: total / weight for name, (total, weight) in self.sums.items() if weight > 0},

@@ -23,7 +23,12 @@ WORKERS = tuple(WorkerId(f"w{number:04}") for number in range(1, 6))
 def steps(first: int, last: int, membership_epoch: int, at: float, every_s: float = 0.1) -> list[Observation]:
     return [
         StepSeen(
-            at + index * every_s, step, membership_epoch, 64, {"loss": math.exp(-step / 20), "accuracy": step / 50}
+            at + index * every_s,
+            step,
+            step + 1,
+            membership_epoch,
+            64,
+            {"loss": math.exp(-step / 20), "accuracy": step / 50},
         )
         for index, step in enumerate(range(first, last))
     ]

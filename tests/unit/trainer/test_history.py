@@ -44,7 +44,7 @@ def test_every_step_is_in_the_metrics_history_once_with_the_world_it_ran_in() ->
 
 def test_steps_that_reported_nothing_are_no_metrics() -> None:
     history = History(BEGUN_AT)
-    history.apply(StepSeen(101.0, 0, 1, 8))
+    history.apply(StepSeen(101.0, 0, 1, 1, 8))
     assert history.metrics_history() == ()
 
 

@@ -94,5 +94,5 @@ def test_a_worker_that_dies_outside_of_the_world_is_told_and_one_that_left_is_no
 def test_the_curve_is_the_loss_or_else_the_first_metric() -> None:
     assert _model().headline == "loss"
     model = ProgressModel("x", 0.0, (1, 1))
-    model.apply(StepSeen(1.0, 0, 1, 8, {"reward": 3.0}))
+    model.apply(StepSeen(1.0, 0, 1, 1, 8, {"reward": 3.0}))
     assert (model.headline, list(model.curve)) == ("reward", [(0, 3.0)])

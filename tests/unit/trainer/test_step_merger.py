@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elastic_train.trainer.observations import StepSeen
 from elastic_train.trainer.step_merger import StepMerger, StepPart
 
 
@@ -57,7 +58,7 @@ def test_the_end_tells_what_is_left() -> None:
 @given(st.permutations([(version, worker) for version in range(1, 7) for worker in range(3)]))
 def test_in_whatever_order_the_journals_are_read_each_step_is_told_once(order: list[tuple[int, int]]) -> None:
     merger = StepMerger()
-    told = []
+    told: list[StepSeen] = []
     for version, worker in order:
         told.extend(merger.add(_part(version, (3, 3, 2)[worker], loss=float(version))))
     assert sorted(step.step for step in told) == list(range(6))
