@@ -105,7 +105,8 @@ class Background:
         with self._changed:
             self._waiting = job
             if self._thread is None:
-                # A daemon, so that a program which never closes us still ends; the exit hook waits for what is under way.
+                # A daemon, so that a program which never closes us still ends; the exit hook waits for what is under
+                # way.
                 self._thread = threading.Thread(target=self._run, name="checkpoint-save", daemon=True)
                 self._thread.start()
                 atexit.register(self.close)

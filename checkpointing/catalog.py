@@ -48,9 +48,9 @@ def check_commit(current: PointerRecord | None, record: PointerRecord, fence: in
 class StorePointer:
     """Keep the pointer as an object beside the checkpoints.
 
-    Where the store has put-if-match, commits are atomic. Where it has not (`is_atomic` is False), the record is read, compared
-    and overwritten: two writers within the same few milliseconds may both believe to have committed, and the last one
-    stands. Use one writer, or a pointer in a coordination service, on such a store.
+    Where the store has put-if-match, commits are atomic. Where it has not (`is_atomic` is False), the record is read,
+    compared and overwritten: two writers within the same few milliseconds may both believe to have committed, and the
+    last one stands. Use one writer, or a pointer in a coordination service, on such a store.
     """
 
     def __init__(self, store: ObjectStore, job: str) -> None:

@@ -30,20 +30,21 @@ PRIMARY = "store"
 class Checkpointer:
     """Save and load the state of one job.
 
-    Saving copies the state and returns; a thread of its own writes it. All methods are for one thread, that of the train loop.
+    Saving copies the state and returns; a thread of its own writes it. All methods are for one thread, that of the
+    train loop.
 
     Args:
         store: Where checkpoints go.
         job: The job's name; what is stored lies under it.
         rank: This writer.
-        world_size: How many writers share the work. With more than one, every writer of one incarnation of the world must give
-            the same `fence`, and no other incarnation may ever have used it.
+        world_size: How many writers share the work. With more than one, every writer of one incarnation of the world
+            must give the same `fence`, and no other incarnation may ever have used it.
         pointer: Says which checkpoints are committed; None keeps it in the store.
         retention: What is kept after each commit.
         settings: Everything else.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # two of them are what the world is, the others what the user may replace
         self,
         store: ObjectStore,
         *,
@@ -85,8 +86,8 @@ class Checkpointer:
         Args:
             step: The step it was taken after; not negative.
             tree: Nested dicts, lists and tuples of tensors and plain values.
-            fence: The number of this writer's world; an older one than the store has seen is refused. None, with one writer
-                only, takes the number after the newest in the store.
+            fence: The number of this writer's world; an older one than the store has seen is refused. None, with one
+                writer only, takes the number after the newest in the store.
             metadata: Anything that JSON can hold, shown by `latest()`; numbers in it can be what retention judges by.
 
         Raises:

@@ -52,8 +52,8 @@ class Search:
     def __iter__(self) -> Iterator[CheckpointRef]:
         """Yield what the pointer lists, then what LIST finds besides.
 
-        A manifest that was never committed is only reached when nothing committed is whole: it is complete too, and better
-        than nothing.
+        A manifest that was never committed is only reached when nothing committed is whole: it is complete too, and
+        better than nothing.
         """
         committed: tuple[CheckpointRef, ...] = ()
         try:

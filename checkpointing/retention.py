@@ -20,8 +20,8 @@ from checkpointing.errors import CheckpointError, NoCheckpoint, StaleFence
 from storage.base import ObjectInfo
 
 DEFAULT_MIN_AGE_S = 3600.0
-"""Younger objects are not collected: they belong to saves under way. Safety does not depend on it; a save that loses its
-files to a collection is done again."""
+"""Younger objects are not collected: they belong to saves under way. Safety does not depend on it; a save that loses
+its files to a collection is done again."""
 
 _COLLECTION_TIME_S = 900.0
 _FORGOTTEN_AFTER_S = 86400.0

@@ -22,8 +22,8 @@ class Settings:
     """Tune a :class:`checkpointing.Checkpointer`.
 
     Attributes:
-        on_busy: What `save` does while an earlier save is being written: `queue` it (one at most, in a second buffer; a newer
-            one takes its place), `skip` it, or `wait`.
+        on_busy: What `save` does while an earlier save is being written: `queue` it (one at most, in a second buffer; a
+            newer one takes its place), `skip` it, or `wait`.
         incremental: Whether chunks that are stored already are left out.
         allow_pickle: Whether values that are neither tensors nor plain are pickled, and pickles are read.
         chunk_nbytes: What is compared, verified and left out as one; a multiple of 4096.

@@ -43,7 +43,8 @@ class Arena:
 
 def _map(nbytes: int) -> Bytes:
     rounded = -(-nbytes // _HUGE_PAGE_NBYTES) * _HUGE_PAGE_NBYTES
-    # Private, because huge pages are seldom allowed for shared memory; and by huge pages, because 4 KiB faults are what costs.
+    # Private, because huge pages are seldom allowed for shared memory; and by huge pages, because 4 KiB faults are what
+    # costs.
     mapping = mmap.mmap(-1, rounded, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.madvise(mmap.MADV_HUGEPAGE)
     memory: Bytes = np.frombuffer(mapping, dtype=np.uint8)

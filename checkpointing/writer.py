@@ -1,4 +1,4 @@
-"""Write one writer's part of a save: hash it, leave out what is stored already, put the rest as one safetensors file."""
+"""Write one writer's part of a save: hash it, leave out what is stored already, put the rest as a safetensors file."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Writer:
     def hash(self, staged: Staged) -> list[bytes]:
         """Return for each piece the checksums of its chunks, joined."""
         digests: list[bytes] = [b""] * len(staged.pieces)
-        body = memoryview(staged.body)
+        body = staged.body.data
 
         def hash_range(bounds: tuple[int, int]) -> None:
             for number in range(*bounds):
@@ -193,7 +193,7 @@ def _entry(leaf: LeafSpec, run: Run) -> Entry:
 
 def _buffers(staged: Staged, runs: Sequence[Run]) -> list[memoryview]:
     """Return the runs' bytes, joined where they are neighbours in memory: usually it is all of the body."""
-    body = memoryview(staged.body).toreadonly()
+    body = staged.body.data.toreadonly()
     bounds: list[list[int]] = []
     for run in runs:
         piece = staged.pieces[run.piece]

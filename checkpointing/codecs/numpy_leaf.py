@@ -40,7 +40,8 @@ def numpy_dtype(name: str) -> np.dtype:
         import ml_dtypes  # type: ignore[import-not-found,import-untyped,unused-ignore]  # optional, and untyped in old versions
     except ImportError:
         return np.dtype("u2") if name == "BF16" else np.dtype("u1")
-    return np.dtype(getattr(ml_dtypes, ML_DTYPES[name]))
+    found: np.dtype = np.dtype(getattr(ml_dtypes, ML_DTYPES[name]))
+    return found
 
 
 class ArraySource(Source):

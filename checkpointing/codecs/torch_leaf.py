@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ def _prepare(value: torch.Tensor, path: str) -> tuple[LeafSpec, torch.Tensor]:
     shape = tuple(tensor.shape)
     if hasattr(tensor, "device_mesh"):  # a DTensor, told without importing what costs half a second
         box, copies, copy_index = _place_of(tensor, path)
-        tensor = tensor.to_local()
+        tensor = cast("Any", tensor).to_local()
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise UnsupportedLeaf(path, f"a tensor of layout {tensor.layout}; call .to_dense() or .dequantize() first")
     if tensor.device.type == "meta":

@@ -1,8 +1,8 @@
 """Who writes what: the division of a state among writers, by bytes.
 
-Replicated tensors (all writers hold the same) are laid out on one line, cut into chunks, and the line is cut into as many
-runs as there are writers. Every writer computes the same cuts from the same shapes, so nobody has to be asked. A run
-cuts at most two tensors, and always between chunks; the parts differ by one chunk at most.
+Replicated tensors (all writers hold the same) are laid out on one line, cut into chunks, and the line is cut into as
+many runs as there are writers. Every writer computes the same cuts from the same shapes, so nobody has to be asked. A
+run cuts at most two tensors, and always between chunks; the parts differ by one chunk at most.
 
 Sharded tensors are written by those who hold them; where several hold the same box, it is divided among these.
 """
@@ -80,8 +80,8 @@ def divide_line(sizes: Sequence[int], parts: int) -> list[int]:
         parts: How many runs.
 
     Returns:
-        `parts + 1` rising indices; run p is the items `[cuts[p], cuts[p + 1])`. Each cut is the one nearest to its ideal
-        place, so no run is larger than the average by more than the largest item.
+        `parts + 1` rising indices; run p is the items `[cuts[p], cuts[p + 1])`. Each cut is the one nearest to its
+        ideal place, so no run is larger than the average by more than the largest item.
     """
     if parts < 1:
         raise ValueError(f"cannot divide among {parts} writers")

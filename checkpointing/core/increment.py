@@ -2,7 +2,8 @@
 
 Chunks are addressed by content: the newest committed manifest says where each of its chunks lies, and a chunk with the
 same checksum and size is referred to instead of written. Files of which little is still in use are *retired*: the next
-save writes those chunks anew, so that a file that is kept is at least half in use and reading never scatters over many files.
+save writes those chunks anew, so that a file that is kept is at least half in use and reading never scatters over many
+files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where the bytes of a tensor lie: boxes within it, and the grid of chunks within a box.
 
 A *box* is an axis-parallel part of a tensor: `offsets` and `sizes`, one each a dimension. Its bytes are those of a
-C-contiguous array of its own shape. They are cut into *chunks* at multiples of the chunk size, so that the same part of a
-state gives the same chunks at every world size.
+C-contiguous array of its own shape. They are cut into *chunks* at multiples of the chunk size, so that the same part of
+a state gives the same chunks at every world size.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 DEFAULT_CHUNK_NBYTES = 1 << 20
 
 ITEM_NBYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1,
-    "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8,
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
+    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8,
 }  # fmt: skip
 """The dtypes of safetensors, and the size of one element."""
 

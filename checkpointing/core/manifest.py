@@ -4,9 +4,9 @@ It is one JSON document, written last and named by its own digest. `tensors` hol
 
     [path, kind, dtype, shape, [[offsets, sizes, [[file, file_offset, start, stop, digests], ...]], ...]]
 
-A tensor is made of boxes; a box of extents: the bytes `[start, stop)` of the box lie in one file from `file_offset` on, and
-`digests` are the checksums (XXH3-128, hexadecimal, joined) of their chunks. Rows, not objects, because a state may have
-many thousands of tensors.
+A tensor is made of boxes; a box of extents: the bytes `[start, stop)` of the box lie in one file from `file_offset` on,
+and `digests` are the checksums (XXH3-128, hexadecimal, joined) of their chunks. Rows, not objects, because a state may
+have many thousands of tensors.
 """
 
 from __future__ import annotations

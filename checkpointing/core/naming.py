@@ -29,9 +29,9 @@ def validate_job(job: str) -> str:
     Raises:
         InvalidName: It is empty, too long, begins with a dot, or has a character that is not allowed.
     """
-    if not isinstance(job, str) or not _JOB.fullmatch(job):
+    if not _JOB.fullmatch(job):
         raise InvalidName(
-            str(job), "use 1 to 100 letters, digits and '_.=+@-', beginning with a letter or digit (no '/', no '..')"
+            job, "use 1 to 100 letters, digits and '_.=+@-', beginning with a letter or digit (no '/', no '..')"
         )
     return job
 

@@ -46,8 +46,8 @@ class PointerRecord:
         job: Whose it is.
         fence: Of the last commit; older ones are refused from now on.
         checkpoints: Oldest first; the last is the newest.
-        replaces: The digest of the record that this one was made from; "" if there was none. Whoever stores it must refuse
-            it when another record is in place, or one writer undoes the commit of another.
+        replaces: The digest of the record that this one was made from; "" if there was none. Whoever stores it must
+            refuse it when another record is in place, or one writer undoes the commit of another.
     """
 
     job: str

@@ -1,8 +1,8 @@
 """What to read, and where to put it: from any layout in the store to any layout in memory.
 
-Reads are made of whole chunks, because a chunk is what can be verified. A chunk whose bytes are also neighbours at their
-destination is read straight into it; the others are read into a scratch buffer and copied from there. Reads that are
-neighbours in a file are joined, so that thousands of small tensors are a handful of requests.
+Reads are made of whole chunks, because a chunk is what can be verified. A chunk whose bytes are also neighbours at
+their destination is read straight into it; the others are read into a scratch buffer and copied from there. Reads that
+are neighbours in a file are joined, so that thousands of small tensors are a handful of requests.
 """
 
 from __future__ import annotations

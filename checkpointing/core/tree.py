@@ -12,14 +12,16 @@ The skeleton is JSON. What JSON has no word for is an object with the key ``$``:
 ``{"$": "<codec>", ...}``                   a value that a codec encoded, as a ``torch.dtype``
 ==========================================  ==========================================
 
-A tensor's path is its keys joined by ``/`` (``~`` and ``/`` within a key are written ``~0`` and ``~1``, as in RFC 6901).
+A tensor's path is its keys joined by ``/`` (``~`` and ``/`` within a key are written ``~0`` and ``~1``, as in
+RFC 6901).
 """
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +49,7 @@ class Flat:
 
 
 Claim = Callable[[object, str], object | None]
-"""Given a value and its path: return what to put into the list of tensors, or None to leave the value in the skeleton."""
+"""Given a value and its path: return what to put into the list of tensors, or None if the value is none."""
 
 EncodeOther = Callable[[object, str], Json | None]
 """Given a value that is no plain one and its path: return a JSON object with `$`, or None."""
@@ -82,18 +84,17 @@ class Flattener:
         self._flat = Flat()
         self._open = set()
         self._flat.skeleton = self._encode(tree, "")
-        if len(set(self._flat.paths)) != len(self._flat.paths):
-            seen: set[str] = set()
-            twice = next(path for path in self._flat.paths if path in seen or seen.add(path))  # type: ignore[func-returns-value]  # add returns None, which is falsy
-            raise UnsupportedLeaf(twice, "two values have this path (a dict with both 1 and '1' as keys?)")
+        twice = [path for path, count in Counter(self._flat.paths).items() if count > 1]
+        if twice:
+            raise UnsupportedLeaf(twice[0], "two values have this path (a dict with both 1 and '1' as keys?)")
         return self._flat
 
     def _encode(self, value: object, path: str) -> Json:
         kind = type(value)
         if value is None or kind in (bool, int, str):
             return value
-        if kind is float:
-            return value if math.isfinite(value) else {"$": "float", "v": str(value)}  # type: ignore[arg-type]  # its type is float
+        if isinstance(value, float) and kind is float:  # not a subclass, as numpy.float64 is
+            return value if math.isfinite(value) else {"$": "float", "v": str(value)}
         if isinstance(value, Mapping):
             return self._within(value, path, self._encode_mapping)
         if kind in _SEQUENCES or (isinstance(value, tuple) and hasattr(value, "_fields")):
@@ -123,7 +124,7 @@ class Flattener:
             pairs.append([self._encode(key, here + " (key)"), self._encode(value, here)])
         return {"$": "dict", "v": pairs}
 
-    def _encode_sequence(self, items: Sequence[Any], path: str) -> Json:
+    def _encode_sequence(self, items: Collection[Any], path: str) -> Json:
         prefix = f"{path}/" if path else ""
         kind = type(items)
         if kind in (set, frozenset):
@@ -150,7 +151,7 @@ class Flattener:
         raise UnsupportedLeaf(
             path,
             f"{type(value).__module__}.{type(value).__qualname__} is neither a tensor nor a plain value "
-            "(None, bool, int, float, complex, str, bytes, list, tuple, set, dict); convert it, or pass allow_pickle=True",
+            "(None, bool, int, float, complex, str, bytes, list, tuple, set, dict); convert it, or set allow_pickle",
         )
 
 
@@ -172,23 +173,26 @@ def unflatten(skeleton: Json, tensors: Sequence[Any], decode_other: Callable[[Js
         return {key: unflatten(value, tensors, decode_other) for key, value in skeleton.items()}
     if tag == "t":
         return tensors[skeleton["i"]]
+    if tag in _PLAIN:
+        return _PLAIN[tag](skeleton["v"])
     if tag == "dict":
-        return {
-            unflatten(key, tensors, decode_other): unflatten(value, tensors, decode_other)
-            for key, value in skeleton["v"]
-        }
+        pairs = skeleton["v"]
+        return {unflatten(k, tensors, decode_other): unflatten(v, tensors, decode_other) for k, v in pairs}
     if tag in _CONTAINERS:
         return _CONTAINERS[tag](unflatten(item, tensors, decode_other) for item in skeleton["v"])
-    if tag == "float":
-        return float(skeleton["v"])
-    if tag == "complex":
-        real, imaginary = (unflatten(part, tensors, decode_other) for part in skeleton["v"])
-        return complex(real, imaginary)
-    if tag == "bytes":
-        return base64.b64decode(skeleton["v"], validate=True)
     return decode_other(skeleton)
 
 
+def _decode_complex(parts: Json) -> complex:
+    real, imaginary = (float(part["v"] if isinstance(part, dict) else part) for part in parts)
+    return complex(real, imaginary)
+
+
+_PLAIN: dict[str, Callable[[Any], Any]] = {
+    "float": float,
+    "complex": _decode_complex,
+    "bytes": lambda text: base64.b64decode(text, validate=True),
+}
 _CONTAINERS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
