@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from elastic_train.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from elastic_train.adapters.coordination.etcd.client import EtcdCoordination
     from elastic_train.adapters.coordination.memory import MemoryStore
     from elastic_train.ports import Coordination
 
@@ -41,11 +42,27 @@ def connect(url: str) -> Coordination:
     return opener(url)
 
 
+def adopt(client: object) -> Coordination:
+    """Coordinate over the connection of an `etcd3.Etcd3Client`, which stays the caller's to close.
+
+    Raises:
+        ConfigurationError: It is something else.
+        CoordinationUnavailable: Nobody answers on its connection.
+        CoordinationDenied: Its token is not taken.
+    """
+    from elastic_train.adapters.coordination.etcd.etcd3_shim import coordination_from_etcd3
+
+    return _checked(coordination_from_etcd3(client))
+
+
 def _open_etcd(url: str) -> Coordination:
     from elastic_train.adapters.coordination.etcd.client import EtcdCoordination
     from elastic_train.adapters.coordination.etcd.url import parse_etcd_url
 
-    client = EtcdCoordination.at(parse_etcd_url(url))
+    return _checked(EtcdCoordination.at(parse_etcd_url(url)))
+
+
+def _checked(client: EtcdCoordination) -> EtcdCoordination:
     try:
         client.check(_CHECK_S)
     except BaseException:

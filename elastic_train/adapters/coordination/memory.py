@@ -7,6 +7,7 @@ answered yet; what they raise, the caller gets.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import threading
@@ -73,10 +74,8 @@ class MemoryStore:
 
     def since(self, revision: int, prefix: str) -> tuple[Change, ...]:
         """Return the changes below a prefix after a revision, in order."""
-        # bisect would do; histories here are short
-        return tuple(
-            change for change in self._history if change.mod_revision > revision and change.key.startswith(prefix)
-        )
+        first = bisect.bisect_right(self._history, revision, key=lambda change: change.mod_revision)
+        return tuple(change for change in self._history[first:] if change.key.startswith(prefix))
 
     def next_lease_end(self) -> float:
         """Return when the next lease runs out."""
@@ -94,17 +93,12 @@ class MemoryStore:
         """
         for guard in guards:
             self._check_guard(guard)
-        touched = [self._touched(operation) for operation in operations]
-        keys = [key for group in touched for key in group]
-        puts = {operation.key for operation in operations if isinstance(operation, Put)}
-        if any(keys.count(key) > 1 for key in puts):
-            raise ConfigurationError(
-                "coordination request", "two operations touch the same key", "Make it smaller or correct it."
-            )
-        for operation in operations:
-            if isinstance(operation, Put) and operation.lease_id and operation.lease_id not in self._lease_ends:
-                raise LeaseExpired(f"lease {operation.lease_id:x} of {operation.key} is gone; nothing was written")
-        self._change(operations, touched)
+        for put in (operation for operation in operations if isinstance(operation, Put)):
+            if sum(_concerns(operation, put.key) for operation in operations) > 1:
+                raise ConfigurationError("coordination request", f"{put.key} is written twice", "Shrink or correct it.")
+            if put.lease_id and put.lease_id not in self._lease_ends:
+                raise LeaseExpired(f"lease {put.lease_id:x} of {put.key} is gone; nothing was written")
+        self._change(operations, [self._touched(operation) for operation in operations])
         return self.revision
 
     def grant(self, ttl_s: float) -> int:
@@ -161,6 +155,12 @@ class MemoryStore:
     def _delete(self, key: str) -> Change:
         self._items.pop(key, None)
         return Change(key, None, self.revision)
+
+
+def _concerns(operation: Put | Delete, key: str) -> bool:
+    if isinstance(operation, Delete) and operation.prefix:
+        return key.startswith(operation.key)
+    return key == operation.key
 
 
 class MemoryLease:

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 Metadata = tuple[tuple[str, str], ...]
 
+NEED_LEADER: Metadata = (("hasleader", "true"),)
+"""Asks a member that is cut off from the others to say so, instead of leaving the caller to wait."""
+
 _BACKOFF_FLOOR_S = 0.05
 _BACKOFF_CEILING_S = 0.5
 
@@ -161,7 +164,8 @@ class Transport:
                 raise unavailable(reasons, budget_s)
             metadata = () if method is AUTHENTICATE else self.metadata(left_s)
             try:
-                answer = self._try(endpoint, method, request, min(self.timing.try_s, left_s), metadata, interrupt)
+                sent = metadata + NEED_LEADER
+                answer = self._try(endpoint, method, request, min(self.timing.try_s, left_s), sent, interrupt)
             except grpc.RpcError as error:
                 tries += 1
                 reasons[endpoint.address] = describe(error)

@@ -21,13 +21,12 @@ from elastic_train.adapters.coordination.etcd import rpc_pb2 as pb
 from elastic_train.adapters.coordination.etcd.endpoints import RANGE, WATCH, Endpoint
 from elastic_train.adapters.coordination.etcd.failures import Failure, classify, classify_text, describe
 from elastic_train.adapters.coordination.etcd.ranges import end_of_prefix, is_hidden, start_of_prefix
-from elastic_train.adapters.coordination.etcd.transport import Interrupt, Metadata, Refused, Transport
+from elastic_train.adapters.coordination.etcd.transport import NEED_LEADER, Interrupt, Metadata, Refused, Transport
 from elastic_train.errors import CoordinationDenied, CoordinationUnavailable
 from elastic_train.ports import Change, Changes, KeyValue, Snapshot
 
 logger = logging.getLogger(__name__)
 
-_NEED_LEADER = (("hasleader", "true"),)
 _PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -111,7 +110,7 @@ class EtcdWatch:
         try:
             metadata = self._transport.metadata(self._transport.timing.deadline_s)
             pacer = _Pacer(self._create_request(), self._transport.timing.watch_silence_s)
-            call = endpoint.stream(WATCH)(pacer.requests(), metadata=metadata + _NEED_LEADER)
+            call = endpoint.stream(WATCH)(pacer.requests(), metadata=metadata + NEED_LEADER)
         except (CoordinationUnavailable, ValueError) as error:  # ValueError: gRPC on a channel that was closed
             self._trouble(str(error))
             return
