@@ -83,15 +83,16 @@ class History:
     def metrics_history(self) -> tuple[StepMetrics, ...]:
         """Return the metrics of every committed step, each step once, as it was committed last."""
         final = {step.version: step for step in self.steps if step.metrics}
-        return tuple(
-            StepMetrics(
-                step=step.step,
-                metrics=step.metrics,
-                world_size=self._world_size(step.membership_epoch),
-                membership_epoch=step.membership_epoch,
-                at_s=step.at - self.begun_at,
-            )
-            for _, step in sorted(final.items())
+        return tuple(self.step_metrics(step) for _, step in sorted(final.items()))
+
+    def step_metrics(self, step: StepSeen) -> StepMetrics:
+        """Return one step as users see it."""
+        return StepMetrics(
+            step=step.step,
+            metrics=step.metrics,
+            world_size=self._world_size(step.membership_epoch),
+            membership_epoch=step.membership_epoch,
+            at_s=step.at - self.begun_at,
         )
 
     def membership_history(self) -> tuple[MembershipChange, ...]:

@@ -15,18 +15,16 @@ class Command(StrEnum):
     """What a signal asks for."""
 
     STOP = "stop"  # SIGINT or SIGTERM, the first time
+    STOP_AT_ONCE = "stop at once"  # and the second time: do not wait for the step
     GROW = "grow"  # SIGUSR1: one worker more
     SHRINK = "shrink"  # SIGUSR2: one worker fewer
-
-
-class StopAtOnce(KeyboardInterrupt):
-    """The person insists: do not wait for the step."""
 
 
 class Signals:
     """Turns signals into commands while a job runs; as a context manager it puts the old handlers back.
 
-    SIGINT (Ctrl-C) and SIGTERM ask once for a clean stop; the second one raises StopAtOnce in the main thread.
+    SIGINT (Ctrl-C) and SIGTERM ask for a clean stop, and the second time to end at once. No handler raises: a job is
+    taken down by its own thread, from a place where that is safe.
     SIGUSR1 and SIGUSR2 ask for one worker more or fewer. Outside of the main thread, where Python delivers no signals,
     it does nothing.
     """
@@ -70,6 +68,4 @@ class Signals:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signature of a handler
         self._stops += 1
-        if self._stops > 1:
-            raise StopAtOnce
-        self._commands.put(Command.STOP)
+        self._commands.put(Command.STOP if self._stops == 1 else Command.STOP_AT_ONCE)
