@@ -191,14 +191,22 @@ class Job:
         key = self.keys.suspicion(self.membership_epoch, worker.worker_id)
         return Suspicion.from_bytes(self._await(key, lambda _: True))
 
+    def await_planned(self, workers: list[Worker]) -> None:
+        """Wait until the agents of these workers know of the planned proposal."""
+        for worker in workers:
+            with worker.agent._changed:
+                assert worker.agent._changed.wait_for(lambda: worker.agent.planned is not None, PATIENCE_S)
+
     def _await(self, key: str, predicate: Callable[[bytes], bool]) -> bytes:
+        """Wait for a value that was ever written, also if it was deleted since (a worker's key goes with its lease)."""
+
+        def found() -> list[bytes]:
+            changes = self.store.since(0, key)
+            return [c.value for c in changes if c.key == key and c.value is not None and predicate(c.value)]
+
         with self.store.changed:
-            assert self.store.changed.wait_for(
-                lambda: (item := self.store.get(key)) is not None and predicate(item.value), PATIENCE_S
-            ), f"waited in vain for {key}: {self.store.get(key)}"
-            found = self.store.get(key)
-            assert found is not None
-            return found.value
+            assert self.store.changed.wait_for(found, PATIENCE_S), f"waited in vain for {key}: {self.store.get(key)}"
+            return found()[-1]
 
     def _write(self, stage: Stage, members: list[Worker], *, planned: bool) -> None:
         ids = tuple(member.worker_id for member in members)

@@ -111,6 +111,7 @@ def test_a_joiner_gets_the_state_and_the_place_in_the_loop() -> None:
         joiner = job.start(train_on(batches, gate))
         job.await_record(joiner[0], lambda record: record.status is WorkerStatus.READY)
         job.propose(first + joiner, planned=True)
+        job.await_planned(first)
         gate.opened.set()
         job.seal(first + joiner, planned=True)
         for worker in first + joiner:
@@ -129,6 +130,7 @@ def test_a_drained_worker_leaves_after_its_step_and_nothing_is_raised_in_the_tra
         job.form(workers)
         gate.await_workers(3)
         job.propose(workers[:2], planned=True)
+        job.await_planned(workers)
         gate.opened.set()
         job.await_record(workers[2], lambda record: record.status is WorkerStatus.LEAVING)
         job.seal(workers[:2], planned=True)
@@ -314,6 +316,7 @@ def test_stopping_everyone_saves_what_nobody_carries_on() -> None:
         job.form(workers)
         gate.await_workers(2)
         job.propose([], planned=True)
+        job.await_planned(workers)
         gate.opened.set()
         for worker in workers:
             job.await_record(worker, lambda record: record.status is WorkerStatus.LEAVING)
