@@ -63,6 +63,7 @@ class Worker:
     ours: bool  # our launcher runs it
     appeared: int = 0  # order of first records
     node: str = ""
+    ready_s: float | None = None  # when it first stood at a step
     drain: Drain | None = None
 
 
@@ -112,6 +113,9 @@ class Probe:
     answers: Mapping[WorkerId, tuple[Activity, float]] = field(default_factory=dict)
 
 
+_UNPLANNED = (Cause.LOSS, Cause.BROKEN)
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """The change of membership under way, from its first sign until a world is sealed."""
@@ -126,6 +130,25 @@ class Change:
         shown = self.reasons[:4]
         more = len(self.reasons) - len(shown)
         return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+    def and_also(self, at_s: float, cause: Cause, reason: str) -> Change:
+        """Add a sign: what breaks a world outweighs (and restarts the clock of) what was planned for it."""
+        first_sign_s, winner = self.first_sign_s, self.cause
+        if cause in _UNPLANNED and winner not in _UNPLANNED:
+            first_sign_s, winner = at_s, cause
+        elif cause is Cause.LOSS or (cause is Cause.FORMATION and winner not in _UNPLANNED):
+            winner = cause
+        return Change(first_sign_s, winner, (*self.reasons, reason))
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """A sealed world whose write is on its way."""
+
+    proposal: Proposal
+    change: Change
+    departed: tuple[WorkerId, ...]  # members of the world before it that are not in it
+    sealed_at_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +170,11 @@ class JobState:
     probe: Probe | None = None
     probes: int = 0  # asked so far
     change: Change | None = None
-    unpublished: Change | None = None  # of a sealed world whose write is on its way
-    sealing: Proposal | None = None  # that world
-    departed: tuple[WorkerId, ...] = ()  # members of the world before it that are not in it
+    sealing: Sealing | None = None
 
     due_s: float | None = None  # when the phase's own wait ends
     scan_s: float | None = None  # when some worker may have outstayed its welcome
+    short_s: float | None = None  # since when there has been no world for want of workers
     launch_s: float = float("-inf")  # no launch before
     launched: int = 0  # highest number used in a worker's name
     appeared: int = 0
@@ -168,7 +190,7 @@ class JobState:
     @classmethod
     def initial(cls, bounds: Bounds, at_s: float) -> JobState:
         """Return the state of a job of which nothing exists yet."""
-        return cls(phase=Phase.GATHERING, now_s=at_s, wanted=bounds.num_workers, due_s=at_s)
+        return cls(phase=Phase.GATHERING, now_s=at_s, wanted=bounds.num_workers, short_s=at_s, scan_s=at_s)
 
     @property
     def remembered(self) -> ControllerRecord:

@@ -1,0 +1,442 @@
+"""Workers, a launcher and a nemesis around the membership core, in one thread and on one imagined clock.
+
+The core's effects are performed on simulated workers, whose answers wait in one queue per worker until they are
+delivered: in which order, between which faults, is up to the caller's `choose`. Every step checks the invariants.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from elastic_train.core.bounds import Bounds
+from elastic_train.core.effects import (
+    Effect,
+    EndWorld,
+    FinishJob,
+    KillWorker,
+    LaunchWorkers,
+    NoteMembershipEpoch,
+    ProbeWorld,
+    ProposeWorld,
+    SealWorld,
+)
+from elastic_train.core.events import (
+    DrainRequested,
+    Event,
+    LaunchFailed,
+    Loss,
+    ResizeRequested,
+    StopRequested,
+    Tick,
+    WorkerAcknowledged,
+    WorkerAnsweredProbe,
+    WorkerAppeared,
+    WorkerFailed,
+    WorkerFinished,
+    WorkerLeft,
+    WorkerLost,
+    WorkerReady,
+    WorldPublished,
+    WorldSuspected,
+)
+from elastic_train.core.membership import TABLE, step, wake_at
+from elastic_train.core.records import Activity, Failure, Suspicion, WorkerId, WorldRecord
+from elastic_train.core.world import JobState, Life, Phase
+
+Choose = Callable[[int], int]
+"""Returns a number in ``range(n)``."""
+
+
+@dataclass
+class SimulatedWorker:
+    """One worker process and what it has said that the controller has not heard yet."""
+
+    worker_id: WorkerId
+    alive: bool = True
+    stopped: bool = False
+    ready: bool = False
+    finished: bool = False
+    external: bool = False
+    sealed: int = 0  # membership epoch it took its place in
+    acknowledged: int = 0
+    probed: int = 0
+    complains_s: float = 0.0  # not again before
+    said: deque[Event] = field(default_factory=deque)
+
+
+class SimulatedJob:
+    """A job under the nemesis; `observed` collects the transitions seen."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.now_s = 1000.0
+        self.state = JobState.initial(bounds, self.now_s)
+        self.workers: dict[WorkerId, SimulatedWorker] = {}
+        self.world: WorldRecord | None = None  # newest record written
+        self.sealed: dict[int, WorldRecord] = {}
+        self.proposed: list[int] = []
+        self.revision = 100
+        self.internal: deque[Event] = deque()
+        self.launches: list[float] = []
+        self.reformations: list[float] = []
+        self.outcome: FinishJob | None = None
+        self.observed: Counter[tuple[Phase, str, Phase]] = Counter()
+        self.requests = 0
+        self.log: list[str] = []
+
+    # ------------------------------------------------------------------ time and delivery
+
+    def feed(self, event: Event) -> None:
+        """Give one event to the core, perform the effects, check the invariants."""
+        before = self.state
+        transition = step(before, event, self.bounds)
+        self.state = transition.state
+        self.observed[before.phase, type(event).__name__, self.state.phase] += 1
+        assert self.state.phase is before.phase or self.state.phase in TABLE[before.phase, type(event)].goes_to, (
+            before.phase, type(event).__name__, self.state.phase)
+        if not isinstance(event, Tick) or transition.effects or transition.reason:
+            self.log.append(
+                f"{self.now_s:9.3f} {before.phase} + {event} -> {self.state.phase}: {transition.reason} {transition.effects}"
+            )
+            assert transition.reason, f"{event} was decided without a reason"
+        for effect in transition.effects:
+            self._perform(effect)
+        self._check(before)
+
+    def tick(self) -> bool:
+        """Go to the moment the core asked to be woken at; False if it did not ask."""
+        at_s = wake_at(self.state, self.bounds)
+        if at_s is None:
+            return False
+        self.now_s = max(self.now_s, at_s)
+        self.feed(Tick(at_s=self.now_s))
+        again = wake_at(self.state, self.bounds)
+        assert again is None or again > self.now_s, f"asked to be woken in the past: {self.state}"
+        return True
+
+    def deliver(self, choose: Choose) -> bool:
+        """Deliver one event that waits; False if none does."""
+        if self.internal:
+            self.feed(self.internal.popleft())
+            return True
+        talking = [worker for worker in self.workers.values() if worker.said]
+        if not talking:
+            return False
+        event = talking[choose(len(talking))].said.popleft()
+        self.feed(_restamped(event, self.now_s))
+        return True
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, waking the core whenever it asked for it."""
+        until_s = self.now_s + seconds
+        while not self.state.phase.is_terminal:
+            at_s = wake_at(self.state, self.bounds)
+            if at_s is None or at_s > until_s:
+                break
+            self.tick()
+        self.now_s = max(self.now_s, until_s)
+
+    # ------------------------------------------------------------------ what workers do by themselves
+
+    def progress(self, choose: Choose) -> bool:
+        """Let one worker go on: start, become ready, or come to a step boundary; False if none can."""
+        moves = [move for worker in self.workers.values() for move in self._moves(worker)]
+        if self._at_boundary():
+            moves.append(self._cross_boundary)
+        if not moves:
+            return False
+        moves[choose(len(moves))]()
+        return True
+
+    def _moves(self, worker: SimulatedWorker) -> list[Callable[[], None]]:
+        if not worker.alive or worker.stopped or worker.ready:
+            return []
+
+        def go_on() -> None:
+            if not any(isinstance(event, WorkerAppeared) for event in worker.said) and worker.acknowledged == 0:
+                worker.said.append(WorkerAppeared(at_s=0, worker_id=worker.worker_id))
+            worker.said.append(WorkerReady(at_s=0, worker_id=worker.worker_id))
+            worker.ready = True
+
+        return [go_on]
+
+    def _at_boundary(self) -> bool:
+        world, old = self.world, self._current()
+        if world is None or old is None or world.stage != "proposed" or not world.planned or not self._trains(old):
+            return False
+        return any(self.workers[member].acknowledged < world.membership_epoch for member in old.members)
+
+    def _current(self) -> WorldRecord | None:
+        return self.sealed[max(self.sealed)] if self.sealed else None
+
+    def _trains(self, world: WorldRecord | None) -> bool:
+        """Say whether all members of a sealed world are there and have not left it."""
+        if world is None:
+            return False
+        members = [self.workers[member] for member in world.members]
+        return all(w.alive and not w.stopped and w.sealed == world.membership_epoch for w in members)
+
+    def _cross_boundary(self) -> None:
+        world, old = self.world, self._current()
+        assert world is not None
+        assert old is not None
+        for member in old.members:
+            worker = self.workers[member]
+            if worker.acknowledged >= world.membership_epoch:
+                continue
+            worker.acknowledged = world.membership_epoch
+            if member in world.members:
+                worker.said.append(self._acknowledgement(worker, world))
+            else:
+                worker.said.append(WorkerLeft(at_s=0, worker_id=member))
+
+    def _acknowledgement(self, worker: SimulatedWorker, world: WorldRecord) -> Event:
+        worker.acknowledged = world.membership_epoch
+        return WorkerAcknowledged(at_s=0, worker_id=worker.worker_id, membership_epoch=world.membership_epoch, version=7)
+
+    # ------------------------------------------------------------------ faults
+
+    def kill(self, worker: SimulatedWorker, why: Loss = Loss.EXITED, code: int | None = -9) -> None:
+        """End a worker's process; what it said before may or may not be heard first."""
+        if not worker.alive:
+            return
+        worker.alive = False
+        worker.said.append(WorkerLost(at_s=0, worker_id=worker.worker_id, why=why, exit_code=code if why is Loss.EXITED else None))
+        if why is Loss.EXITED:
+            worker.said.append(WorkerLost(at_s=0, worker_id=worker.worker_id, why=Loss.LEASE))
+
+    def expire_leases(self) -> None:
+        """Let the leases of stopped workers run out."""
+        for worker in self.workers.values():
+            if worker.alive and worker.stopped and not worker.said:
+                worker.said.append(WorkerLost(at_s=0, worker_id=worker.worker_id, why=Loss.LEASE))
+
+    def complain(self) -> bool:
+        """Let a live member of a world that cannot go on say so; False if all is well."""
+        world = self._current()
+        if world is None or self.world is None or self.world.stage == "ended":
+            return False
+        members = [self.workers[member] for member in world.members]
+        able = [w for w in members if w.alive and not w.stopped and not w.finished and w.sealed == world.membership_epoch]
+        reporter = next((worker for worker in able if worker.acknowledged <= world.membership_epoch), None)
+        if reporter is None or self._trains(world):
+            return False
+        if self.now_s < reporter.complains_s:
+            return False
+        reporter.complains_s = self.now_s + 3.0
+        broken = any(not worker.alive for worker in members)
+        suspicion = Suspicion(reporter.worker_id, world.membership_epoch, broken, 3.0, 7, "connection reset")
+        reporter.said.append(WorldSuspected(at_s=0, suspicion=suspicion))
+        return True
+
+    def fail(self, worker: SimulatedWorker) -> None:
+        """Let user code raise in a worker."""
+        failure = Failure("ValueError", "loss is nan", "", membership_epoch=worker.sealed)
+        worker.said.append(WorkerFailed(at_s=0, worker_id=worker.worker_id, failure=failure))
+        self.kill(worker, code=1)
+
+    def finish_world(self) -> None:
+        """Let the train function return in every member of a world that trains."""
+        world = self._current()
+        if self._trains(world):
+            assert world is not None
+            for member in world.members:
+                worker = self.workers[member]
+                if not worker.finished:
+                    worker.finished = True
+                    worker.said.append(WorkerFinished(at_s=0, worker_id=member))
+
+    def join(self) -> None:
+        """Let somebody start a worker by hand."""
+        worker_id = WorkerId(f"x{len(self.workers):04d}")
+        self.workers[worker_id] = SimulatedWorker(worker_id, external=True)
+
+    def request(self, event: Event) -> None:
+        """Ask something of the controller."""
+        self.internal.append(event)
+
+    # ------------------------------------------------------------------ effects
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case LaunchWorkers(worker_ids):
+                for worker_id in worker_ids:
+                    assert worker_id not in self.workers, f"{worker_id} is used twice"
+                    self.workers[worker_id] = SimulatedWorker(worker_id)
+                    self.launches.append(self.now_s)
+            case KillWorker(worker_id):
+                worker = self.workers[worker_id]
+                if not worker.external:
+                    worker.stopped = False
+                    self.kill(worker)
+            case ProposeWorld(record) | EndWorld(record):
+                self.world = record
+                self._see(record)
+            case SealWorld(record):
+                assert record.membership_epoch not in self.sealed, "two worlds of one membership epoch"
+                self.world = record
+                self.sealed[record.membership_epoch] = record
+                self.reformations.append(self.now_s)
+                self.revision += 3
+                self.internal.append(
+                    WorldPublished(at_s=self.now_s, membership_epoch=record.membership_epoch, fence=self.revision)
+                )
+                self._see(record)
+            case ProbeWorld(record):
+                for worker in self.workers.values():
+                    if worker.alive and not worker.stopped:
+                        self._answer_probe(worker, record.number)
+            case FinishJob():
+                self.outcome = effect
+            case NoteMembershipEpoch(change):
+                assert change.took_s >= 0
+            case _:
+                pass
+
+    def _answer_probe(self, worker: SimulatedWorker, number: int) -> None:
+        worker.probed = number
+        activity = Activity.IDLE if worker.finished else Activity.WAITING
+        worker.said.append(
+            WorkerAnsweredProbe(at_s=0, worker_id=worker.worker_id, probe=number, activity=activity, activity_s=1.0)
+        )
+
+    def _see(self, record: WorldRecord) -> None:
+        for worker in list(self.workers.values()):
+            if worker.alive and not worker.stopped:
+                self._react(worker, record)
+
+    def _react(self, worker: SimulatedWorker, record: WorldRecord) -> None:
+        member, took_part = worker.worker_id in record.members, worker.sealed > 0
+        if record.stage == "ended" or (not member and took_part and not (record.stage == "proposed" and record.planned)):
+            self._walk_out(worker)
+        elif not member:
+            return
+        elif record.stage == "sealed":
+            worker.sealed = record.membership_epoch
+        elif not record.planned or not took_part:
+            worker.said.append(self._acknowledgement(worker, record))
+
+    def _walk_out(self, worker: SimulatedWorker) -> None:
+        worker.said.append(WorkerLeft(at_s=0, worker_id=worker.worker_id))
+        self.kill(worker, code=0)
+
+    def wake(self, worker: SimulatedWorker) -> None:
+        """Continue a stopped worker: it sees the newest world now."""
+        if worker.stopped and worker.alive:
+            worker.stopped = False
+            if self.world is not None and worker.ready:
+                self._react(worker, self.world)
+
+    # ------------------------------------------------------------------ invariants
+
+    def _check(self, before: JobState) -> None:
+        state, bounds = self.state, self.bounds
+        assert state.fence >= before.fence, "a fence went back"
+        assert state.membership_epoch >= before.membership_epoch, "a membership epoch went back"
+        assert (state.proposal is not None) == (state.phase in (Phase.FORMING, Phase.SWITCHING, Phase.STOPPING))
+        counted = Counter(worker.life for worker in state.workers.values())
+        assert counted == Counter({life: n for life, n in state.census.items() if n}), "the census is wrong"
+        assert state.draining == {
+            w.worker_id for w in state.workers.values() if w.drain is not None and w.life not in (Life.LEAVING, Life.FINISHED)
+        }
+        for record in filter(None, (state.world and state.world.record, state.proposal and state.proposal.record)):
+            assert len(set(record.members)) == len(record.members), "a worker has two ranks"
+        if state.world is not None and state.world != before.world:
+            self._check_sealed(before)
+        assert bounds.min_workers <= state.wanted <= bounds.max_workers
+        if state.phase.is_terminal:
+            assert self.outcome is not None
+
+    def _check_sealed(self, before: JobState) -> None:
+        world = self.state.world
+        assert world is not None
+        size = len(world.members)
+        assert size <= self.bounds.max_workers, f"{size} members are too many"
+        tail = any(self.state.workers[m].life is Life.FINISHED for m in world.members)
+        assert size >= self.bounds.min_workers or tail, f"{size} members are too few"
+        if before.world is not None:
+            assert world.membership_epoch > before.world.membership_epoch
+            both = [m for m in before.world.members if m in world.members]
+            assert list(world.members[: len(both)]) == both, "a younger worker got a senior's rank"
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether training goes on: a sealed world, all of whose members are there."""
+        return self.state.phase is Phase.RUNNING and self._trains(self._current())
+
+
+def _restamped(event: Event, at_s: float) -> Event:
+    from dataclasses import replace
+
+    return replace(event, at_s=at_s)
+
+
+def nemesis(job: SimulatedJob, choose: Choose) -> None:
+    """Do one thing: most often let the job go on, sometimes hurt it."""
+    alive = [worker for worker in job.workers.values() if worker.alive]
+    what = choose(80)
+    if what < 30:
+        job.deliver(choose)
+    elif what < 48:
+        job.progress(choose)
+    elif what < 52:
+        job.tick()
+    elif what < 60:
+        job.pass_time((0.001, 0.01, 0.03, 0.1, 0.5, 2.0, 15.0, 100.0)[choose(8) if choose(4) == 0 else choose(4)])
+    elif what < 63:
+        job.complain()
+    elif what == 63:
+        job.join()
+    elif what == 64:
+        job.request(ResizeRequested(at_s=job.now_s, workers=choose(job.bounds.max_workers + 2), request_id=f"r{job.now_s}"))
+    elif what == 65 and choose(6) == 0:
+        job.request(StopRequested(at_s=job.now_s, reason="enough", request_id="stop"))
+    elif what == 66 and choose(3) == 0:
+        job.finish_world()
+    elif alive:
+        _hurt(job, alive[choose(len(alive))], what, choose)
+
+
+def _hurt(job: SimulatedJob, worker: SimulatedWorker, what: int, choose: Choose) -> None:
+    if what in (67, 68, 69):
+        job.kill(worker)
+    elif what == 70:
+        job.kill(worker, why=Loss.LEASE)
+    elif what in (71, 72):
+        worker.stopped = True
+    elif what == 73:
+        job.wake(worker)
+    elif what == 74 and worker.ready and choose(4) == 0:
+        job.fail(worker)
+    elif what in (75, 76):
+        deadline = (None, job.now_s + 1.0, job.now_s + 60.0)[choose(3)]
+        job.request(DrainRequested(at_s=job.now_s, worker_ids=(worker.worker_id,), deadline_at_s=deadline, request_id=None))
+    elif what == 77 and not worker.ready and not worker.external:
+        worker.alive = False
+        worker.said.clear()
+        worker.said.append(LaunchFailed(at_s=0, worker_id=worker.worker_id, detail="fork failed"))
+    elif what == 78:
+        worker.said.append(WorkerLost(at_s=0, worker_id=worker.worker_id, why=Loss.SUSPECTED, detail="actor died"))
+
+
+def heal(job: SimulatedJob, limit: int = 2000) -> int:
+    """End all faults, let everything behave, and return how many moves it took until training went on or the job ended."""
+    for worker in job.workers.values():
+        if worker.stopped and worker.external:
+            worker.alive = False  # its machine is given up: the lease ends
+            worker.said.append(WorkerLost(at_s=0, worker_id=worker.worker_id, why=Loss.LEASE))
+    for moves in range(limit):
+        if job.state.phase.is_terminal or (job.is_healthy and not any(w.said for w in job.workers.values()) and not job.internal):
+            return moves
+        if job.deliver(_first) or job.progress(_first) or (not job.state.probe and job.complain()):
+            continue
+        if not job.tick():
+            job.pass_time(3.0)  # until somebody complains
+            job.expire_leases()
+    raise AssertionError("stuck: " + "\n".join(job.log[-40:]) + f"\n{job.state}")
+
+
+def _first(_: int) -> int:
+    return 0
