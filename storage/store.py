@@ -99,6 +99,11 @@ class ObjectStore:
         """Say what this store guarantees."""
         return self._backend.capabilities
 
+    @property
+    def concurrency_limit(self) -> int:
+        """Return how many requests may run at once now; the store lowers it when it is throttled."""
+        return self._retrier.limiter.limit
+
     # Writing
 
     def put(self, key: str, data: Data, *, if_absent: bool = False, if_match: str | None = None) -> ObjectInfo:

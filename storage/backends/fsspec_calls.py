@@ -134,13 +134,13 @@ def _meaning(error: BaseException, *, if_absent: bool) -> tuple[type[StorageErro
         response = getattr(link, "response", None)
         if isinstance(response, dict) and "Error" in response:
             return _answer_meaning(response, if_absent=if_absent)
-        status = getattr(link, "status", None) or getattr(link, "code", None)
-        if isinstance(status, int) and 400 <= status < 600:
-            return error_for(status, "", if_absent=if_absent), f"HTTP {status}: {link}"
-    for link in links:
+        # Before the status: aiohttp gives a cut body the status 400, which no server sent.
         for base in type(link).__mro__:
             if base.__name__ in _BY_NAME:
                 return _BY_NAME[base.__name__], f"{type(link).__name__}: {link}"
+        status = getattr(link, "status", None) or getattr(link, "code", None)
+        if isinstance(status, int) and 400 <= status < 600:
+            return error_for(status, "", if_absent=if_absent), f"HTTP {status}: {link}"
     return _plain_meaning(error), f"{type(error).__name__}: {error}"
 
 

@@ -38,6 +38,8 @@ _BY_CODE: dict[str, type[StorageError]] = {
     # conditional-writes.html
     "ConditionalRequestConflict": TransientError,
     "IncompleteBody": TransientError,
+    # A part that another part's failure has aborted: the put is tried again from its start.
+    "NoSuchUpload": TransientError,
     "BadDigest": TransientError,
     "XAmzContentSHA256Mismatch": TransientError,
     "ExpiredToken": CredentialsExpired,

@@ -27,11 +27,12 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
 _MAX_DETAIL = 300
 
-# Looked for in this order: a time-out while a body is read is a time-out.
+# Looked for in this order in the debugging text: a time-out while a body is read is a time-out. The text also repeats
+# the client's settings, such as `retry_timeout`.
 _SIGNS: tuple[tuple[re.Pattern[str], type[StorageError]], ...] = (
-    (re.compile(r"timed? ?out|TimedOut|deadline has elapsed", re.IGNORECASE), RequestTimeout),
+    (re.compile(r"TimedOut|kind: Timeout|operation timed out|deadline has elapsed"), RequestTimeout),
     (
-        re.compile(r"IncompleteMessage|IncompleteBody|end of file before message length|UnexpectedEof|Body, source"),
+        re.compile(r"kind: (?:Body|Decode)|IncompleteMessage|UnexpectedEof|end of file before"),
         TruncatedBody,
     ),
     (

@@ -44,7 +44,7 @@ def test_the_same_content_again_is_still_a_second_put(exclusive: ObjectStore) ->
 
 
 def test_a_large_or_streamed_put_can_be_conditional(exclusive: ObjectStore) -> None:
-    data = bytes(35 * 2**20)
+    data = bytes(66 * 2**20)
     exclusive.put("large", data, if_absent=True)
     with pytest.raises(AlreadyExists):
         exclusive.put("large", (data[:10] for _ in range(3)), if_absent=True)

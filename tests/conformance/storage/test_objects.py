@@ -11,7 +11,7 @@ import pytest
 from storage import InvalidKey, NotFound, ObjectStore, RangeNotSatisfiable, StoreClosed
 from tests.conformance.storage.conftest import Subject
 
-LARGE = random.Random(7).randbytes(40 * 2**20 + 13)
+LARGE = random.Random(7).randbytes(66 * 2**20 + 13)
 
 
 def test_what_was_put_is_got(store: ObjectStore) -> None:
