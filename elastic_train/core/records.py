@@ -171,8 +171,9 @@ class WorkerRecord(_Record):
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", WorkerStatus(self.status))
         object.__setattr__(self, "activity", Activity(self.activity))
-        if isinstance(self.failure, dict):
-            object.__setattr__(self, "failure", Failure(**self.failure))
+        failure: Any = self.failure  # a dict where it comes from JSON
+        if isinstance(failure, dict):
+            object.__setattr__(self, "failure", Failure(**failure))
 
 
 @dataclass(frozen=True, slots=True)

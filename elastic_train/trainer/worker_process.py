@@ -25,6 +25,7 @@ from elastic_train.worker.agent import Agent
 from elastic_train.worker.process import run_train_function
 from elastic_train.worker.runtime import Runtime
 from elastic_train.worker.saving import CheckpointSaver
+from storage import open_store
 
 _SWITCH_INTERVAL_S = 0.001  # the agent must get the interpreter soon when the world breaks, also from busy Python code
 
@@ -53,7 +54,7 @@ def _worker(spec: WorkerSpec, place: _Place) -> Iterator[Runtime]:
     timeouts = spec.timeout_config()
     journal = Journal(Path(spec.journal) / f"{place.worker_id}.jsonl", source=place.worker_id, node=node)
     journal.record("worker_started", worker_id=place.worker_id, pid=os.getpid(), node=node)
-    coordination = connect(spec.coordination, deadline_s=timeouts.coordination_deadline_s)
+    coordination = connect(spec.coordination)
     record = WorkerRecord(worker_id=place.worker_id, status=WorkerStatus.STARTING, node=node, pid=os.getpid())
     agent = Agent(coordination, Keys(spec.job), record, timeouts.lease_ttl_s)
     framework = load_framework(spec.framework)
@@ -66,7 +67,14 @@ def _worker(spec: WorkerSpec, place: _Place) -> Iterator[Runtime]:
         coordination=coordination,
         framework=framework,
         journal=journal,
-        checkpoints=CheckpointSaver(spec.storage, spec.job, spec.checkpoint_config(), agent, spec.fence_base),
+        checkpoints=CheckpointSaver(
+            open_store(spec.storage),
+            spec.job,
+            spec.checkpoint_config(),
+            fence_base=spec.fence_base,
+            interrupted=lambda: agent.interrupted,
+            journal=journal,
+        ),
         formation_timeout_s=timeouts.formation_timeout_s,
     )
     context.install(runtime.context, runtime)

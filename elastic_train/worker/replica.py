@@ -25,8 +25,8 @@ class Recorder(Protocol):
 class Checkpoints(Protocol):
     """What the runtime needs of durable storage."""
 
-    def due(self, version: int) -> bool:
-        """Say whether this worker asks for a checkpoint at the next boundary (the others follow)."""
+    def due(self, steps: int) -> bool:
+        """Say whether this worker asks for a checkpoint after so many committed steps (the others follow)."""
 
     def take_place(self, rank: int, world_size: int) -> None:
         """Say which part of a save is this worker's from now on."""
@@ -57,13 +57,18 @@ class Progress:
     positions: dict[str, int] = field(default_factory=dict)  # loop -> committed steps
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)  # where in the program -> metrics
 
+    @property
+    def steps(self) -> int:
+        """Return the number of steps committed in all loops."""
+        return sum(self.positions.values())
+
     def advance(self, loop: str) -> None:
         """Count one more committed step of a loop; forget evaluations that nobody can come by again.
 
         Kept are those that stand between two loops (a worker that joins passes there) and those of this very step.
         """
         position = self.positions[loop] = self.positions.get(loop, 0) + 1
-        before = sum(self.positions.values()) - position
+        before = self.steps - position
         if self.evaluations:
             steps_at = {name: int(name.partition("/")[0]) for name in self.evaluations}
             for name, steps in steps_at.items():

@@ -160,7 +160,7 @@ class Runtime:
     def control(self) -> list[float]:
         """Return what this worker has to say to the others in this step's reduction: [switch, save]."""
         switch = self.agent.planned is not None
-        return [float(switch), float(self._checkpoints.due(self.progress.version + 1))]
+        return [float(switch), float(self._checkpoints.due(self.progress.steps + 1))]
 
     def heard(self, control: list[float]) -> None:
         """Take in the sum of all members' control values: what is agreed happens after this step, for everyone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,6 +38,9 @@ class Loop:
     def __iter__(self) -> Iterator[Step]:
         runtime = self._runtime
         runtime.join()
+        runtime.journal.record(
+            "loop_started", loop=self.name, total_steps=self.plan.total_steps, plan=asdict(self.plan)
+        )
         while True:
             runtime.boundary()
             if self.position >= self.plan.total_steps:

@@ -63,8 +63,8 @@ class _WorkerCheckpoints:
         self._shared = shared
         self._rank = 0
 
-    def due(self, version: int) -> bool:
-        return bool(self._shared.every) and version % (self._shared.every or 1) == 0
+    def due(self, steps: int) -> bool:
+        return bool(self._shared.every) and steps % (self._shared.every or 1) == 0
 
     def take_place(self, rank: int, world_size: int) -> None:
         del world_size
