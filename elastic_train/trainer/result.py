@@ -13,6 +13,8 @@ from elastic_train.core.records import Cause, WorkerId
 if TYPE_CHECKING:
     from os import PathLike
 
+    from rich.console import RenderableType
+
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
@@ -73,6 +75,17 @@ class Result:
     checkpoint: Checkpoint | None = None
     membership_history: tuple[MembershipChange, ...] = ()
     goodput: Goodput = EMPTY
+
+    def show(self) -> None:
+        """Print a summary: every membership change, where the time went, where to look further."""
+        from rich.console import Console
+
+        Console().print(self)
+
+    def __rich__(self) -> RenderableType:
+        from elastic_train.trainer.summary import summary
+
+        return summary(self)
 
     def plot(self, path: str | PathLike[str], metric: str = "loss") -> Path:
         """Draw a metric and the world size over time, with the membership changes marked, as a PNG.

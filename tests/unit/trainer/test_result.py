@@ -1,4 +1,4 @@
-"""A run can be drawn."""
+"""A run can be drawn, and told on one screen."""
 
 from __future__ import annotations
 
@@ -37,3 +37,10 @@ def test_the_picture_is_a_png(tmp_path: Path) -> None:
 def test_a_metric_that_was_never_reported_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"'reward'.*These were reported: loss"):
         _result(tmp_path).plot(tmp_path / "run.png", metric="reward")
+
+
+def test_the_summary_tells_changes_costs_and_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _result(tmp_path).show()
+    out = capsys.readouterr().out
+    for expected in ("50 steps", "0 redone", "w0002 was lost", "0.14 s", "goodput", "training", "journal"):
+        assert expected in out
