@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,11 @@ class Checkpointer:
         self._background = Background(self._settings, self._arenas)
         self._is_closed = False
 
+    @property
+    def pointer(self) -> Pointer:
+        """Return what says which checkpoints are committed."""
+        return self._repository.catalog.pointer
+
     # Saving
 
     @property
@@ -92,12 +98,13 @@ class Checkpointer:
 
         Raises:
             UnsupportedLeaf: A value cannot be stored; says which.
-            ValueError: `step` is negative, the checkpointer is closed, or `fence` is missing.
+            ValueError: `step` is negative, `fence` is missing, JSON cannot hold `metadata`, or this is closed.
         """
         if self._is_closed:
             raise ValueError("this Checkpointer is closed")
         if step < 0:
             raise ValueError(f"step is {step}; steps are not negative")
+        described = _as_json(metadata or {})
         began = self._settings.clock()
         ticket = Ticket(step, self._checked_fence(fence))
         if self.is_busy and self._settings.on_busy == "skip":
@@ -105,7 +112,7 @@ class Checkpointer:
             return ticket
         if self.is_busy and self._settings.on_busy == "wait":
             self._background.wait_idle(None)
-        job = self._stage(ticket, tree, dict(metadata or {}))
+        job = self._stage(ticket, tree, described)
         ticket.stats.stall_s = self._settings.clock() - began
         self._tell(Event(EventKind.STAGED, step, PRIMARY, stats=ticket.stats))
         self._background.submit(job)
@@ -245,3 +252,12 @@ def _checked(rank: int, world_size: int) -> tuple[int, int]:
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not one of a world of {world_size}")
     return rank, world_size
+
+
+def _as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the metadata as it will be read back."""
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(metadata)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"JSON cannot hold the metadata: {error}") from error
+    return copied

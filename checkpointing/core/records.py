@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from checkpointing.core.digest import hex_digest
 from checkpointing.core.manifest import (
@@ -70,7 +71,7 @@ class PointerRecord:
             "replaces": self.replaces,
             "checkpoints": [(ref.step, ref.fence, ref.digest, dict(ref.metrics)) for ref in self.checkpoints],
         }
-        return json.dumps(document, separators=(",", ":")).encode()
+        return _sealed(document)
 
     @classmethod
     def from_bytes(cls, data: bytes, key: str = "pointer") -> PointerRecord:
@@ -79,9 +80,9 @@ class PointerRecord:
         Raises:
             ForeignObject: Not a pointer.
             UnsupportedVersion: Of a newer version.
-            MalformedManifest: Parts are missing.
+            MalformedManifest: Its checksum is wrong, or parts are missing.
         """
-        document = parse_document(data, key, POINTER_FORMAT, VERSION)
+        document = _unsealed(data, key, POINTER_FORMAT)
         try:
             return cls(
                 job=str(document["job"]),
@@ -139,8 +140,7 @@ class ShardRecord:
             "files": [(file.key, file.nbytes, file.header_nbytes, file.header_digest) for file in self.files],
             "parts": [(number, encode_boxes(boxes)) for number, boxes in self.parts.items()],
         }
-        body = json.dumps(document, separators=(",", ":"))
-        return f'{body[:-1]},"digest":"{hex_digest(body.encode())}"}}'.encode()
+        return _sealed(document)
 
     @classmethod
     def from_bytes(cls, data: bytes, key: str) -> ShardRecord:
@@ -151,10 +151,7 @@ class ShardRecord:
             UnsupportedVersion: Of a newer version.
             MalformedManifest: Its checksum or its parts are wrong.
         """
-        document = parse_document(data, key, RECORD_FORMAT, VERSION)
-        stated = document.pop("digest", "")
-        if stated != hex_digest(json.dumps(document, separators=(",", ":")).encode()):
-            raise MalformedManifest(key, "its checksum is wrong")
+        document = _unsealed(data, key, RECORD_FORMAT)
         try:
             return cls(
                 step=int(document["step"]),
@@ -184,3 +181,17 @@ class ShardRecord:
 def structure_digest(rows: list[tuple[str, str, tuple[int, ...]]]) -> str:
     """Return the digest of the tensors' paths, dtypes and shapes."""
     return hex_digest(json.dumps(rows, separators=(",", ":")).encode())
+
+
+def _sealed(document: dict[str, Any]) -> bytes:
+    """Return a document as JSON that ends with its own checksum."""
+    body = json.dumps(document, separators=(",", ":"))
+    return f'{body[:-1]},"digest":"{hex_digest(body.encode())}"}}'.encode()
+
+
+def _unsealed(data: bytes, key: str, expected: str) -> dict[str, Any]:
+    document = parse_document(data, key, expected, VERSION)
+    stated = document.pop("digest", "")
+    if stated != hex_digest(json.dumps(document, separators=(",", ":")).encode()):
+        raise MalformedManifest(key, "its checksum is wrong")
+    return document
