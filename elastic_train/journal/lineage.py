@@ -2,10 +2,10 @@
 
 A worker journals what it reads before it computes, and each commit after it. The lineage is the sequence of
 transactions (steps and evaluations, numbered by `version`) that the final state is made of: of a version that several
-membership epochs committed, the newest one's commit is in it, and whatever an older one had committed from there on is
-not. For each step in it, what its world's members read must be the plan's global batch, each logical shard once
-(invariant I1); versions and steps must follow each other without a gap, and no worker may have gone back (I2); worlds
-and fences must be one for each membership epoch, and rise (I3).
+membership epochs committed, the newest one's commit is in it; what an older one had committed from where a newer one
+began is not. For each step in it, what its world's members read must be the plan's global batch, each logical shard
+once (invariant I1); versions and steps must follow each other without a gap, and no worker may have gone back (I2);
+worlds and fences must be one for each membership epoch, and rise (I3).
 """
 
 from __future__ import annotations
@@ -54,15 +54,20 @@ class Committed:
 def lineage(records: Iterable[Record]) -> list[Committed]:
     """Return the surviving lineage, by version."""
     worlds: dict[int, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    begins: dict[int, float] = defaultdict(lambda: math.inf)  # the first version a world committed or began to compute
     for record in records:
         if record.kind in _COMMITS:
             worlds[record["membership_epoch"]][record["version"]].append(record)
+        elif record.kind != "step_read":
+            continue
+        under_way = record["version"] + (record.kind == "step_read")
+        begins[record["membership_epoch"]] = min(begins[record["membership_epoch"]], under_way)
     kept: list[Committed] = []
-    begun_at: float = math.inf  # the first version of the worlds after this one
-    for number in sorted(worlds, reverse=True):
+    superseded_from = math.inf
+    for number in sorted(begins, reverse=True):
         versions = worlds[number]
-        kept += [Committed(version, number, tuple(versions[version])) for version in versions if version < begun_at]
-        begun_at = min(begun_at, *versions)
+        kept += [Committed(v, number, tuple(versions[v])) for v in versions if v < superseded_from]
+        superseded_from = min(superseded_from, begins[number])
     return sorted(kept, key=lambda committed: committed.version)
 
 
@@ -70,6 +75,7 @@ def check_lineage(
     records: Iterable[Record],
     plans: Mapping[str, BatchPlan],
     *,
+    resumed_at: int = 0,
     first_steps: Mapping[str, int] = _NOTHING,
     complete: bool = True,
 ) -> list[Finding]:
@@ -78,16 +84,18 @@ def check_lineage(
     Args:
         records: Of all participants, in the order of time.
         plans: The plan of each loop, by its name.
-        first_steps: For a run that went on from a checkpoint, the step at which each loop stood in it. A loop that is
-            not listed must begin at step 0 or, after a checkpoint was restored, may begin anywhere.
+        resumed_at: The version of the checkpoint that the run went on from, 0 if it began afresh.
+        first_steps: The step at which each loop stood in that checkpoint. A loop that is not listed must begin at step
+            0 or, in a run that went on from a checkpoint, may begin anywhere.
         complete: Whether every loop must have run to its end.
     """
     records = list(records)
     worlds = _Worlds(records)
     kept = lineage(records)
     findings = [*worlds.findings(), *_check_no_worker_went_back(records)]
-    findings += _check_versions(records, kept)
-    findings += _check_sequence(records, kept, plans, first_steps, complete=complete)
+    findings += _check_versions(kept, resumed_at)
+    anywhere = resumed_at > 0
+    findings += _check_sequence(kept, plans, first_steps, anywhere=anywhere, complete=complete)
     reads = _reads(records)
     for committed in kept:
         findings += _check_agreement(committed)
@@ -173,8 +181,8 @@ def _check_no_worker_went_back(records: Iterable[Record]) -> Iterator[Finding]:
         last[record.source] = record
 
 
-def _check_versions(records: Iterable[Record], kept: list[Committed]) -> Iterator[Finding]:
-    previous = _restored_version(records) or 0
+def _check_versions(kept: list[Committed], resumed_at: int) -> Iterator[Finding]:
+    previous = resumed_at
     for committed in kept:
         if committed.version != previous + 1:
             message = f"version {committed.version} follows version {previous}"
@@ -182,28 +190,16 @@ def _check_versions(records: Iterable[Record], kept: list[Committed]) -> Iterato
         previous = committed.version
 
 
-def _restored_version(records: Iterable[Record]) -> int | None:
-    """Return the version of the checkpoint that the run went on from, None if it began afresh."""
-    for record in records:
-        if record.kind == "checkpoint_restored":
-            version: int = record["version"]
-            return version
-        if record.kind in _COMMITS:
-            break
-    return None
-
-
 def _check_sequence(
-    records: Iterable[Record],
     kept: list[Committed],
     plans: Mapping[str, BatchPlan],
     first_steps: Mapping[str, int],
     *,
+    anywhere: bool,
     complete: bool,
 ) -> Iterator[Finding]:
     """Check that each loop's steps follow each other, from its first to its last."""
     rule = "steps follow each other"
-    anywhere = _restored_version(records) is not None
     expected: dict[str, int] = {}
     for committed in kept:
         loop, step = committed.transaction

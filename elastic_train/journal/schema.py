@@ -38,6 +38,7 @@ KINDS: Mapping[str, Sequence[str]] = MappingProxyType(
         # ---- checkpoints
         "checkpoint_restored": ("version",),
         "checkpoint_committed": ("version", "key"),
+        "checkpoint_troubled": ("version", "what", "message"),
         # ---- the controller
         "job_started": ("job",),
         "transition": ("event", "phase"),
