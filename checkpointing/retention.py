@@ -16,7 +16,7 @@ from checkpointing.catalog import Catalog
 from checkpointing.commit import CONDEMNED_FORMAT
 from checkpointing.core.keep import RetentionPolicy, split
 from checkpointing.core.records import CheckpointRef, PointerRecord
-from checkpointing.errors import CheckpointError, NoCheckpoint, StaleFence
+from checkpointing.errors import CheckpointError, Damaged, NoCheckpoint, StaleFence
 from storage.base import ObjectInfo
 
 DEFAULT_MIN_AGE_S = 3600.0
@@ -142,7 +142,16 @@ class Collector:
 
     def _used(self) -> set[str]:
         """Return every key that a committed checkpoint refers to."""
-        record = self._catalog.pointer.read()
+        while True:
+            record = self._catalog.pointer.read()
+            try:
+                return self._used_by(record)
+            except Damaged:
+                # Retention may have removed one of them since the pointer was read.
+                if self._catalog.pointer.read() == record:
+                    raise
+
+    def _used_by(self, record: PointerRecord | None) -> set[str]:
         used: set[str] = set()
         for ref in () if record is None else record.checkpoints:
             used.add(self._catalog.key_of(ref))

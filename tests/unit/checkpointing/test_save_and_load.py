@@ -68,7 +68,7 @@ def test_a_structure_that_does_not_match_is_told_by_path():
             checkpointer.load(into=into)
         assert caught.value.missing == ("model/new",)
         assert caught.value.unexpected == ("optimizer/state/0/m",)
-        assert caught.value.different == ("model/frozen is F32[5000] in the checkpoint, not F32[7]",)
+        assert caught.value.different == ("model/frozen is F32[20000] in the checkpoint, not F32[7]",)
         assert not into["model"]["head"].any(), "a refused load changes nothing"
         loaded = checkpointer.load(into={**into, "position": 0, "mine": "kept"}, strict=False)
         assert same(loaded["model"]["head"], state_of(3)["model"]["head"])
