@@ -1,30 +1,32 @@
 """The errors of elastic_train.
 
-    ElasticTrainError
-    ├── ConfigurationError (ValueError)       bad input, found before anything starts
-    ├── JobError
-    │   ├── JobAlreadyRunning
-    │   ├── JobNotFound
-    │   ├── JobStopped                        somebody asked the job to stop
-    │   └── NotEnoughWorkers                  below min_workers for longer than allowed
-    ├── TrainingFailed                        the user's own code raised, on the worker named
-    ├── UsageError (RuntimeError)             the step API was used in a way that cannot work
-    │   └── StateNotRestorable
-    ├── LaunchError                           a worker process could not be started
-    ├── GroupBroken                           a collective failed: a member of the world is gone
-    └── CoordinationError
-        ├── CoordinationUnavailable           no endpoint answered in time
-        ├── CoordinationDenied                wrong credentials or no permission
-        ├── GuardFailed                       a guarded write was refused: somebody else was first
-        └── LeaseExpired
+ElasticTrainError
+├── ConfigurationError (ValueError)       bad input, found before anything starts
+├── JobError
+│   ├── JobAlreadyRunning
+│   ├── JobNotFound
+│   ├── JobStopped                        somebody asked the job to stop
+│   └── NotEnoughWorkers                  below min_workers for longer than allowed
+├── TrainingFailed                        the user's own code raised, on the worker named
+├── UsageError (RuntimeError)             the step API was used in a way that cannot work
+│   └── StateNotRestorable
+├── LaunchError                           a worker process could not be started
+├── GroupBroken                           a collective failed: a member of the world is gone
+└── CoordinationError
+    ├── CoordinationUnavailable           no endpoint answered in time
+    ├── CoordinationDenied                wrong credentials or no permission
+    ├── GuardFailed                       a guarded write was refused: somebody else was first
+    └── LeaseExpired
 
-    BaseException
-    └── ControlFlow                           unwinds user code; never an error, never to be caught
-        ├── StepAborted                       this step is run again
-        └── WorkerLeaving                     this worker was drained or superseded
+BaseException
+└── ControlFlow                           unwinds user code; never an error, never to be caught
+    ├── StepAborted                       this step is run again
+    └── WorkerLeaving                     this worker was drained or superseded
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class ElasticTrainError(Exception):
@@ -64,7 +66,15 @@ class JobNotFound(JobError):
 
 
 class JobStopped(JobError):
-    """The job was stopped before it finished."""
+    """The job was stopped before it finished.
+
+    Attributes:
+        result: The `Result` until then, where there is one.
+    """
+
+    def __init__(self, job: str, message: str, result: Any = None) -> None:
+        super().__init__(job, message)
+        self.result = result
 
 
 class NotEnoughWorkers(JobError):

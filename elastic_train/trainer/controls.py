@@ -34,6 +34,13 @@ class JobStatus:
     has_controller: bool
     progress: dict[str, object] = field(default_factory=dict)
 
+    @property
+    def world_workers(self) -> tuple[WorkerRecord, ...]:
+        """Return the members of the world that still have a record; by rank."""
+        known = {worker.worker_id: worker for worker in self.workers}
+        members = self.world.members if self.world is not None else ()
+        return tuple(known[member] for member in members if member in known)
+
 
 class JobControls:
     """A job's controls. Any process that reaches the coordination service may use them; safe from many threads."""

@@ -111,6 +111,7 @@ def test_the_status_is_read_from_the_keys_of_the_job(coordination: Coordination)
     assert status.world is not None
     assert status.world.members == (W2, W1)
     assert [worker.worker_id for worker in status.workers] == [W1, W2]
+    assert [worker.node for worker in status.world_workers] == ["node-b", "node-a"]
     assert status.has_controller
     assert status.progress == {"phase": "running", "step": 7, "metrics": {"loss": 0.5}}
 
