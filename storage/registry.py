@@ -108,17 +108,19 @@ def open_store(
     location = Location(_absolute(text), options, scrubber)
     shown = displayed_url(location.url)
 
-    def make() -> Backend:
-        opener = _opener(location, client)
+    def make(wanted: str) -> Backend:
+        opener = _opener(location, wanted)
         try:
             return opener(location)
         except StorageError as error:
             error.locate(operation="open", store=shown, key="")
             raise
 
-    backend = make()
+    backend = make(client)
+    # obstore does not survive a fork: a child takes what works.
+    in_child = "auto" if client == "obstore" else client
     retrier = Retrier(retry or RetryPolicy()) if backend.is_remote else NO_RETRIES
-    return ObjectStore(backend, url=shown, retrier=retrier, remake=make)
+    return ObjectStore(backend, url=shown, retrier=retrier, remake=lambda: make(in_child))
 
 
 def describe_backends() -> list[BackendReport]:
@@ -232,7 +234,7 @@ def _cloud_opener(cloud: str, chosen: str) -> Opener:
 def _open_file(location: Location) -> Backend:
     parts = urlsplit(location.url)
     if parts.netloc not in ("", "localhost"):
-        raise ConfigError(f"file URLs have three slashes: file:///{parts.netloc}{parts.path}")
+        raise ConfigError("a file URL has three slashes: file:///path")
     _check_names(location.options, {"direct_io", "sync"})
     return LocalBackend(Path(unquote(parts.path)).absolute(), **location.options)
 

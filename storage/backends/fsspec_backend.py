@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage.backends.fsspec_calls import call_fsspec, run_in_thread
+from storage.backends.log_scrubbing import scrub_logs
 from storage.base import Backend, Capabilities, Condition, ObjectInfo, sorted_by_key
 from storage.buffers import copy_bytes
 from storage.errors import (
@@ -108,6 +109,7 @@ def open_fsspec(protocol: str, root: str, options: Mapping[str, Any], scrubber: 
         filesystem = call_fsspec(scrubber, lambda: kind(**passed))
     except BackendError as error:  # a TypeError or the like about the options
         raise ConfigError(f"{protocol}:// does not open with options {sorted(options)}: {error.detail}") from None
+    scrub_logs(scrubber)
     return FsspecBackend(filesystem, protocol, root, scrubber, request_timeout_s=timeout_s)
 
 

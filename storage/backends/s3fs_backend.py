@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage.backends.credentials import Credentials, CredentialSource
 from storage.backends.fsspec_calls import call_fsspec, run_on_loop
+from storage.backends.log_scrubbing import scrub_logs
 from storage.backends.settings import S3Settings, s3_settings
 from storage.base import Backend, Capabilities, Condition, ObjectInfo
 from storage.buffers import copy_bytes
@@ -272,6 +273,7 @@ class S3fsBackend(Backend):
             if self._fs is None or held != self._fs_holds:
                 # The old one closes its connections by itself when no request needs it any more.
                 self._fs = _make_filesystem(self._settings, held)
+                scrub_logs(self._scrubber)
                 self._fs_holds = held
             return self._fs
 
