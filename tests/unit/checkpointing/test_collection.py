@@ -36,6 +36,7 @@ def with_reusable_chunks() -> ObjectStore:
     store = memory_store()
     save(store, 1)
     save(store, 2)
+    store.put("job/shards/litter.safetensors", b"12345")
     return store
 
 
@@ -61,19 +62,17 @@ def test_a_collection_between_any_two_operations_of_a_save_takes_nothing_from_it
 @pytest.mark.parametrize("number", range(count_operations(sweep)))
 def test_a_save_between_any_two_operations_of_a_collection_stays_whole(number: int):
     store = with_reusable_chunks()
-    store.put("job/shards/litter.safetensors", b"x")
     watched = WatchedStore(store)
     watched.before = lambda current, *_: run_aside(lambda: save_third(store)) if current == number else None
     sweep(watched)
     assert same(load(store), (3, state_of(3)))
 
 
-@pytest.mark.parametrize("save_at", range(0, count_operations(save_third), 2))
+@pytest.mark.parametrize("save_at", range(count_operations(save_third)))
 @pytest.mark.parametrize("sweep_at", range(count_operations(sweep)))
 def test_a_save_and_a_collection_stopped_halfway_in_each_other_lose_nothing(save_at: int, sweep_at: int):
     """The save stops at one operation, the collection runs up to one of its own, the save ends, the collection ends."""
     store = with_reusable_chunks()
-    store.put("job/shards/litter.safetensors", b"x")
     may_go_on, has_stopped = threading.Event(), threading.Event()
     sweeping = WatchedStore(store)
 
@@ -104,7 +103,7 @@ def test_a_save_and_a_collection_stopped_halfway_in_each_other_lose_nothing(save
 
 def test_a_file_that_was_condemned_is_written_again_under_another_name():
     store = with_reusable_chunks()
-    used = [info.key for info in store.list("job/shards/")]
+    used = [info.key for info in store.list("job/shards/0")]
     store.put("job/gc/other.json", ('{"keys": ["' + '","'.join(used) + '"]}').encode())
     with Checkpointer(store, job="job", settings=FAST) as checkpointer:
         ticket = checkpointer.save(3, state_of(3), fence=2)
@@ -119,7 +118,6 @@ def test_a_file_that_was_condemned_is_written_again_under_another_name():
 
 def test_a_dry_run_says_what_would_go_and_leaves_it():
     store = with_reusable_chunks()
-    store.put("job/shards/litter.safetensors", b"12345")
     found = collector_of(store).sweep(min_age_s=-1, dry_run=True)
     assert [info.key for info in found.objects] == ["job/shards/litter.safetensors"]
     assert found.nbytes == 5
@@ -128,7 +126,6 @@ def test_a_dry_run_says_what_would_go_and_leaves_it():
 
 def test_young_objects_are_left_alone():
     store = with_reusable_chunks()
-    store.put("job/shards/litter.safetensors", b"12345")
     assert not collector_of(store).sweep(min_age_s=3600).objects
     old = Collector(Repository("s", store, "job").catalog, wall_clock=lambda: time.time() + 4000)
     assert len(old.sweep(min_age_s=3600).objects) == 1
