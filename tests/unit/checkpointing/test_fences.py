@@ -24,15 +24,15 @@ def test_an_older_fence_is_refused():
     assert same(load(store), (5, state_of(5)))
 
 
-def operations_of_a_save() -> int:
+def operations_of_a_save(keep: int) -> int:
     store = memory_store()
     save(store, 1)
     watched = WatchedStore(store)
-    save(watched, 2, fence=2, retention=KeepLast(1))
+    save(watched, 2, fence=2, retention=KeepLast(keep))
     return len(watched.log)
 
 
-@pytest.mark.parametrize("number", range(operations_of_a_save()))
+@pytest.mark.parametrize("number", range(operations_of_a_save(1)))
 def test_a_newer_writer_may_come_between_any_two_operations_of_an_older_one(number: int):
     """The older one stops before each of its operations in turn, while the newer one does all of its save."""
     store = memory_store()
@@ -65,7 +65,7 @@ def interrupt_at(store: ObjectStore, number: int, intrude: Callable[[], None], k
         return True
 
 
-@pytest.mark.parametrize("number", range(operations_of_a_save()))
+@pytest.mark.parametrize("number", range(operations_of_a_save(5)))
 def test_a_commit_that_was_reported_stays_while_the_same_fence_commits_again(number: int):
     """Two writers with one fence is a mistake; still, what was reported as committed is there."""
     store = memory_store()
