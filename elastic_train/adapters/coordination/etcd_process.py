@@ -134,9 +134,13 @@ class EtcdProcess:
 
     def last_words(self) -> str:
         """Return the last message of its log that says why it is in trouble, else the last one."""
-        entries = [_message(line) for line in self._log_lines()]
-        serious = [text for level, text in entries if level in {"fatal", "panic", "error"}]
-        return (serious or [text for _, text in entries] or ["it logged nothing"])[-1]
+        lines = [line for line in self._log_lines() if line.strip()]
+        logged = [entry for line in lines if (entry := _parse(line)) is not None]
+        if not logged:  # it did not understand its arguments: the first line says why, and usage follows
+            return lines[0] if lines else "it logged nothing"
+        serious = [entry for entry in logged if entry.get("level") in {"fatal", "panic", "error"}]
+        last = (serious or logged)[-1]
+        return ": ".join(str(last[name]) for name in ("msg", "error") if name in last)
 
     # ------------------------------------------------------------------ inside
 
@@ -191,13 +195,10 @@ class EtcdProcess:
             return []
 
 
-def _message(line: str) -> tuple[str, str]:
-    """Return level and text of a log line; what is not JSON comes from before or after the logger."""
+def _parse(line: str) -> dict[str, object] | None:
+    """Return a line that etcd's logger wrote; None for one from before or after it."""
     try:
         entry = json.loads(line)
     except ValueError:
-        return "error" if line.startswith(("panic", "fatal")) else "info", line
-    if not isinstance(entry, dict):
-        return "info", line
-    error = entry.get("error")
-    return str(entry.get("level")), f"{entry.get('msg')}{f': {error}' if error else ''}"
+        return None
+    return entry if isinstance(entry, dict) else None

@@ -18,7 +18,7 @@ from elastic_train.adapters.coordination.embedded import EmbeddedEtcd
 from elastic_train.adapters.coordination.etcd.admin import EtcdAdmin
 from elastic_train.adapters.coordination.etcd.client import EtcdCoordination
 from elastic_train.adapters.coordination.memory import MemoryCoordination, MemoryStore
-from elastic_train.ports import Changes, Coordination, Put, Snapshot, Watch
+from elastic_train.ports import Change, Changes, Coordination, Put, Snapshot, Watch
 
 
 class Service(Protocol):
@@ -132,7 +132,7 @@ class Watcher:
     def changed_revisions(self) -> list[int]:
         return [change.mod_revision for change in self.changes()]
 
-    def changes(self) -> list:
+    def changes(self) -> list[Change]:
         return list(
             itertools.chain.from_iterable(batch.changes for batch in self.batches if isinstance(batch, Changes))
         )

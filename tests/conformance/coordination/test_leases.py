@@ -14,7 +14,7 @@ from tests.conformance.coordination.conftest import Watcher, put
 
 def test_a_key_on_a_lease_lives_as_long_as_it_is_renewed_and_then_goes(
     client: Coordination, prefix: str, watching: Callable[[str], Watcher]
-):
+) -> None:
     lease = client.grant(1.0)
     put(client, f"{prefix}a", lease_id=lease.lease_id)
     seen = client.get(f"{prefix}a")
@@ -31,7 +31,7 @@ def test_a_key_on_a_lease_lives_as_long_as_it_is_renewed_and_then_goes(
         lease.renew()
 
 
-def test_the_local_deadline_counts_from_before_the_request(client: Coordination):
+def test_the_local_deadline_counts_from_before_the_request(client: Coordination) -> None:
     before = time.monotonic()
     lease = client.grant(5.0)
     assert before + lease.ttl_s <= lease.expires_at <= time.monotonic() + lease.ttl_s
@@ -41,7 +41,7 @@ def test_the_local_deadline_counts_from_before_the_request(client: Coordination)
     lease.revoke()
 
 
-def test_a_grant_is_never_shorter_than_asked_for(client: Coordination):
+def test_a_grant_is_never_shorter_than_asked_for(client: Coordination) -> None:
     lease = client.grant(3.2)
     assert lease.ttl_s >= 3.2
     lease.revoke()
@@ -49,7 +49,7 @@ def test_a_grant_is_never_shorter_than_asked_for(client: Coordination):
 
 def test_revoking_deletes_all_keys_at_one_revision(
     client: Coordination, prefix: str, watching: Callable[[str], Watcher]
-):
+) -> None:
     lease = client.grant(30.0)
     client.commit([Put(f"{prefix}a", b"1", lease.lease_id), Put(f"{prefix}b", b"1", lease.lease_id)])
     put(client, f"{prefix}c")
@@ -61,13 +61,13 @@ def test_revoking_deletes_all_keys_at_one_revision(
         lease.renew()
 
 
-def test_revoking_twice_is_no_error(client: Coordination):
+def test_revoking_twice_is_no_error(client: Coordination) -> None:
     lease = client.grant(30.0)
     lease.revoke()
     lease.revoke()
 
 
-def test_a_write_on_a_lease_that_is_gone_writes_nothing(client: Coordination, prefix: str):
+def test_a_write_on_a_lease_that_is_gone_writes_nothing(client: Coordination, prefix: str) -> None:
     lease = client.grant(30.0)
     lease.revoke()
     with pytest.raises(LeaseExpired):
@@ -76,7 +76,7 @@ def test_a_write_on_a_lease_that_is_gone_writes_nothing(client: Coordination, pr
     put(client, f"{prefix}a")
 
 
-def test_a_key_rewritten_without_its_lease_outlives_it(client: Coordination, prefix: str):
+def test_a_key_rewritten_without_its_lease_outlives_it(client: Coordination, prefix: str) -> None:
     lease = client.grant(30.0)
     put(client, f"{prefix}a", lease_id=lease.lease_id)
     put(client, f"{prefix}a", b"free")
@@ -86,7 +86,7 @@ def test_a_key_rewritten_without_its_lease_outlives_it(client: Coordination, pre
 
 def test_a_lease_belongs_to_the_service_and_not_to_the_client_that_granted_it(
     new_client: Callable[[], Coordination], prefix: str
-):
+) -> None:
     granter, other = new_client(), new_client()
     lease = granter.grant(30.0)
     put(other, f"{prefix}a", lease_id=lease.lease_id)

@@ -7,7 +7,7 @@ from typing import Any
 
 from elastic_train.adapters.coordination.etcd import endpoints as rpc
 from elastic_train.adapters.coordination.etcd import rpc_pb2 as pb
-from elastic_train.adapters.coordination.etcd.ranges import end_of_prefix
+from elastic_train.adapters.coordination.etcd.ranges import end_of_prefix, start_of_prefix
 from elastic_train.adapters.coordination.etcd.transport import Refused, Transport
 
 
@@ -57,6 +57,11 @@ class EtcdAdmin:
     def compact(self, revision: int) -> None:
         """Forget the history before a revision, and free its space for reuse."""
         self._call(rpc.COMPACT, pb.CompactionRequest(revision=revision, physical=True))
+
+    def count(self, prefix: str) -> int:
+        """Return how many keys there are below a prefix, this client's own included."""
+        start, end = start_of_prefix(prefix.encode()), end_of_prefix(prefix.encode())
+        return int(self._call(rpc.RANGE, pb.RangeRequest(key=start, range_end=end, count_only=True)).count)
 
     def alarms(self) -> tuple[str, ...]:
         """Return the alarms that are raised: NOSPACE, CORRUPT."""

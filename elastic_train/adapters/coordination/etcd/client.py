@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from elastic_train.adapters.coordination.etcd import rpc_pb2 as pb
 from elastic_train.adapters.coordination.etcd.commits import Committer
-from elastic_train.adapters.coordination.etcd.endpoints import RANGE, STATUS, EndpointPool, connect_endpoints
+from elastic_train.adapters.coordination.etcd.endpoints import RANGE, EndpointPool, connect_endpoints
+from elastic_train.adapters.coordination.etcd.failures import Failure
 from elastic_train.adapters.coordination.etcd.leases import EtcdLease, grant_lease
 from elastic_train.adapters.coordination.etcd.transport import Refused, Timing, Transport
 from elastic_train.adapters.coordination.etcd.url import EtcdAddress
@@ -51,15 +52,17 @@ class EtcdCoordination:
         return self._transport
 
     def check(self, deadline_s: float) -> None:
-        """Make sure that a member answers and takes our credentials.
+        """Make sure that the cluster answers, with a quorum, and takes our credentials.
 
         Raises:
             CoordinationUnavailable: None answered in time; names each.
             CoordinationDenied: Wrong credentials.
         """
         try:
-            self._transport.call(STATUS, pb.StatusRequest(), deadline_s=deadline_s)
+            self._transport.call(RANGE, pb.RangeRequest(key=b"\0", count_only=True), deadline_s=deadline_s)
         except Refused as refusal:
+            if refusal.failure is Failure.FORBIDDEN:  # it knows who we are, and that key is not ours: that will do
+                return
             raise refusal.translated() from refusal
 
     def get(self, key: str) -> KeyValue | None:

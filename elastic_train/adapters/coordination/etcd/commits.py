@@ -34,7 +34,7 @@ from elastic_train.ports import Delete, Guard, Put
 MARKER_TTL_S = 600.0
 """A marker is used for the first half of its lease: the rest outlives any call."""
 
-_CLOSING_S = 1.0
+_CLOSING_S = 0.5
 """Closing a client waits so long, at most, for a cluster that does not answer."""
 
 _REFUSED = b"refused "

@@ -123,6 +123,11 @@ class EndpointPool:
         """Return the member to use now."""
         return self.endpoints[self._current]
 
+    def prefer(self, address: str) -> None:
+        """Use the member at ``host:port`` from now on, until it fails."""
+        with self._lock:
+            self._current = [endpoint.address for endpoint in self.endpoints].index(address)
+
     def succeeded(self, endpoint: Endpoint) -> None:
         """Trust a member again that answered."""
         if endpoint.suspect_until:

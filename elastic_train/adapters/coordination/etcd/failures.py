@@ -25,7 +25,8 @@ class Failure(Enum):
 
     NO_ANSWER = "try another member; the request may have been carried out"
     TOKEN = "authenticate again; the request was not carried out"  # noqa: S105 -- tells what to do, holds none
-    DENIED = "wrong credentials or no permission"
+    DENIED = "wrong credentials"
+    FORBIDDEN = "this user has no permission for that"
     FULL = "the database is full"
     LEASE_NOT_FOUND = "the lease named in the request is gone"
     LEASE_EXISTS = "a lease of this id was granted already"
@@ -40,7 +41,7 @@ _BY_TEXT = (
     ("revision in header is old", Failure.TOKEN),
     ("user name is empty", Failure.TOKEN),
     ("authentication failed", Failure.DENIED),
-    ("permission denied", Failure.DENIED),
+    ("permission denied", Failure.FORBIDDEN),
     ("authentication is not enabled", Failure.AUTH_NOT_ENABLED),
     ("requested lease not found", Failure.LEASE_NOT_FOUND),
     ("lease already exists", Failure.LEASE_EXISTS),
@@ -50,7 +51,7 @@ _BY_TEXT = (
 )
 _BY_CODE = {
     grpc.StatusCode.UNAUTHENTICATED: Failure.TOKEN,
-    grpc.StatusCode.PERMISSION_DENIED: Failure.DENIED,
+    grpc.StatusCode.PERMISSION_DENIED: Failure.FORBIDDEN,
     grpc.StatusCode.INVALID_ARGUMENT: Failure.BAD_REQUEST,
     grpc.StatusCode.OUT_OF_RANGE: Failure.BAD_REQUEST,
     grpc.StatusCode.UNIMPLEMENTED: Failure.BAD_REQUEST,
@@ -82,7 +83,7 @@ def details_of(error: grpc.RpcError) -> str:
 def translate(failure: Failure, endpoint: str, text: str) -> CoordinationError | ConfigurationError:
     """Return the error to raise for a failure that another try cannot mend."""
     where = f"etcd at {endpoint}"
-    if failure in {Failure.DENIED, Failure.TOKEN}:
+    if failure in {Failure.DENIED, Failure.FORBIDDEN, Failure.TOKEN}:
         return CoordinationDenied(
             f"{where} refused this client ({text}). Check user, password and the user's role in the coordination URL."
         )
@@ -100,7 +101,9 @@ def translate(failure: Failure, endpoint: str, text: str) -> CoordinationError |
 
 def unavailable(reasons: Mapping[str, str], tried_s: float) -> CoordinationUnavailable:
     """Return the error for a deadline that passed, naming each endpoint with what was last heard of it."""
-    heard = "; ".join(f"{endpoint} ({reason})" for endpoint, reason in reasons.items()) or "no endpoint was tried"
+    heard = (
+        "; ".join(f"{endpoint} ({reason})" for endpoint, reason in sorted(reasons.items())) or "no endpoint was tried"
+    )
     return CoordinationUnavailable(
         f"no etcd endpoint answered within {tried_s:.1f} s: {heard}. Check that etcd runs there and has a quorum."
     )

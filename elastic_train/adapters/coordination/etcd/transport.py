@@ -191,7 +191,7 @@ class Transport:
             failure = classify(error)
             if failure is Failure.NO_ANSWER:
                 raise unavailable({endpoint.address: describe(error)}, self.timing.try_s) from error
-            raise _refusal(failure, endpoint, error, tries=1) from error
+            raise Refused(failure, endpoint.address, describe(error), tries=1) from error
 
     @property
     def belongs_to_another_process(self) -> bool:
@@ -287,7 +287,7 @@ class Transport:
         elif failure is Failure.TOKEN:
             self.renew_token(metadata, self.timing.deadline_s)
         else:
-            raise _refusal(failure, endpoint, error, tries) from error
+            raise Refused(failure, endpoint.address, describe(error), tries) from error
 
     def _pause(self, tries: int, end: float, interrupt: Interrupt | None) -> None:
         """Wait a little once every member has failed; the first failure of each costs no time."""
@@ -298,10 +298,3 @@ class Transport:
         pause_s = min(ceiling_s * random.uniform(0.5, 1.0), max(0.0, end - time.monotonic()))
         if (interrupt or self._closed).wait(pause_s) and interrupt is not None:
             raise CoordinationUnavailable("the call was ended by close()")
-
-
-def _refusal(failure: Failure, endpoint: Endpoint, error: grpc.RpcError, tries: int) -> Exception:
-    text = describe(error)
-    if failure in {Failure.DENIED, Failure.FULL, Failure.TOKEN}:
-        return translate(failure, endpoint.address, text)
-    return Refused(failure, endpoint.address, text, tries)

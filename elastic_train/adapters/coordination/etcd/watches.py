@@ -152,7 +152,7 @@ class EtcdWatch:
             return True
         # A token that ran out is reported here as a denial, so a denial counts from the second time.
         failure = classify_text(answer.cancel_reason)
-        if failure not in {Failure.DENIED, Failure.TOKEN}:
+        if failure not in {Failure.DENIED, Failure.FORBIDDEN, Failure.TOKEN}:
             self._trouble(answer.cancel_reason)
             return False
         if self._denied_once:
@@ -175,7 +175,7 @@ class EtcdWatch:
         failure = classify(error)
         if failure is Failure.TOKEN:
             self._renew_token(metadata)
-        elif failure is Failure.DENIED:
+        elif failure in {Failure.DENIED, Failure.FORBIDDEN}:
             raise CoordinationDenied(f"etcd refuses a watch of {self._prefix!r} ({describe(error)})") from error
         else:
             self._lost(endpoint, "it fell silent" if silent else describe(error))
