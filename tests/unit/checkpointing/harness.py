@@ -110,7 +110,10 @@ def state_of(step: int, *, size: int = 5000) -> dict[str, Any]:
     """Return a state that is different at every step, part of which never changes."""
     rng = np.random.default_rng(step)
     return {
-        "model": {"frozen": np.arange(4 * size, dtype=np.float32), "head": rng.standard_normal((size // 10, 10)).astype("f4")},
+        "model": {
+            "frozen": np.arange(4 * size, dtype=np.float32),
+            "head": rng.standard_normal((size // 10, 10)).astype("f4"),
+        },
         "optimizer": {"state": {0: {"m": rng.standard_normal(size)}}, "lr": 0.1 / (step + 1)},
         "position": step * 256,
         "rng": (step, [1, 2, 3], None, b"\x00\xff"),

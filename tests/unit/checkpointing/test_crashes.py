@@ -12,7 +12,17 @@ from checkpointing.errors import CheckpointError
 from checkpointing.repository import Repository
 from checkpointing.retention import Collector
 from storage.store import ObjectStore
-from tests.unit.checkpointing.harness import FAST, Crash, WatchedStore, crash_at, load, memory_store, same, save, state_of
+from tests.unit.checkpointing.harness import (
+    FAST,
+    Crash,
+    WatchedStore,
+    crash_at,
+    load,
+    memory_store,
+    same,
+    save,
+    state_of,
+)
 
 Work = Callable[[ObjectStore], None]
 

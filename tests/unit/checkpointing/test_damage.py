@@ -44,7 +44,9 @@ def load_and_verify(store: ObjectStore) -> tuple[object, list[str]]:
 
 
 def newest_objects(store: ObjectStore) -> list[str]:
-    return [info.key for info in store.list("job/") if "/000000000001-" in info.key or info.key.endswith("pointer.json")]
+    return [
+        info.key for info in store.list("job/") if "/000000000001-" in info.key or info.key.endswith("pointer.json")
+    ]
 
 
 @pytest.mark.parametrize("which", ["manifests", "shards", "pointer"])
@@ -126,15 +128,12 @@ def test_a_manifest_of_a_newer_version_is_told_as_such():
     newest = repository.catalog.committed()[0]
     document = store.get(repository.catalog.key_of(newest)).replace(b'"version":1', b'"version":2')
 
-
     with pytest.raises(UnsupportedVersion, match="upgrade"):
         decode_manifest(document, "key")
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"format": "other"}', b"[" * 100_000])
 def test_a_foreign_document_is_told_as_such(data: bytes):
-
-
 
     with pytest.raises(ForeignObject):
         decode_manifest(data, "key")
