@@ -216,9 +216,11 @@ def _chunks_touched(band: Box, outer: Box, item_nbytes: int, chunk_nbytes: int) 
     strides = row_major_strides(outer.sizes)
     inner = len(band.sizes)
     run = 1  # elements that follow each other without a gap
-    while inner and (run == 1 or band.sizes[inner] == outer.sizes[inner]):
+    while inner:
         inner -= 1
         run *= band.sizes[inner]
+        if band.sizes[inner] != outer.sizes[inner]:
+            break
     if strides[max(0, inner - 1)] * item_nbytes <= chunk_nbytes:
         return None  # rows are shorter than chunks: no chunk is left out
     starts = np.zeros(1, dtype=np.int64)

@@ -145,3 +145,12 @@ def load(store: ObjectStore, *, job: str = "job") -> tuple[int, Any] | None:
     with Checkpointer(store, job=job, settings=FAST) as checkpointer:
         found = checkpointer.latest()
         return None if found is None else (found.step, checkpointer.load())
+
+
+def hold_until(event: threading.Event) -> Callable[[int, str, str], None]:
+    """Return a hook that lets no operation pass before the event."""
+
+    def hold(_number: int, _operation: str, _key: str) -> None:
+        assert event.wait(20)
+
+    return hold

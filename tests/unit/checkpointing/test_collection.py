@@ -51,7 +51,7 @@ def save_third(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("number", range(count_operations(save_third)))
-def test_a_collection_between_any_two_operations_of_a_save_takes_nothing_from_it(number: int):
+def test_a_collection_between_any_two_operations_of_a_save_takes_nothing_from_it(number: int) -> None:
     store = with_reusable_chunks()
     watched = WatchedStore(store)
     watched.before = lambda current, *_: run_aside(lambda: sweep(store)) if current == number else None
@@ -60,7 +60,7 @@ def test_a_collection_between_any_two_operations_of_a_save_takes_nothing_from_it
 
 
 @pytest.mark.parametrize("number", range(count_operations(sweep)))
-def test_a_save_between_any_two_operations_of_a_collection_stays_whole(number: int):
+def test_a_save_between_any_two_operations_of_a_collection_stays_whole(number: int) -> None:
     store = with_reusable_chunks()
     watched = WatchedStore(store)
     watched.before = lambda current, *_: run_aside(lambda: save_third(store)) if current == number else None
@@ -70,7 +70,7 @@ def test_a_save_between_any_two_operations_of_a_collection_stays_whole(number: i
 
 @pytest.mark.parametrize("save_at", range(count_operations(save_third)))
 @pytest.mark.parametrize("sweep_at", range(count_operations(sweep)))
-def test_a_save_and_a_collection_stopped_halfway_in_each_other_lose_nothing(save_at: int, sweep_at: int):
+def test_a_save_and_a_collection_stopped_halfway_in_each_other_lose_nothing(save_at: int, sweep_at: int) -> None:
     """The save stops at one operation, the collection runs up to one of its own, the save ends, the collection ends."""
     store = with_reusable_chunks()
     may_go_on, has_stopped = threading.Event(), threading.Event()
@@ -101,7 +101,7 @@ def test_a_save_and_a_collection_stopped_halfway_in_each_other_lose_nothing(save
     assert same(load(store), (3, state_of(3)))
 
 
-def test_a_file_that_was_condemned_is_written_again_under_another_name():
+def test_a_file_that_was_condemned_is_written_again_under_another_name() -> None:
     store = with_reusable_chunks()
     used = [info.key for info in store.list("job/shards/0")]
     store.put("job/gc/other.json", ('{"keys": ["' + '","'.join(used) + '"]}').encode())
@@ -116,7 +116,7 @@ def test_a_file_that_was_condemned_is_written_again_under_another_name():
     assert same(load(store), (3, state_of(3)))
 
 
-def test_a_dry_run_says_what_would_go_and_leaves_it():
+def test_a_dry_run_says_what_would_go_and_leaves_it() -> None:
     store = with_reusable_chunks()
     found = collector_of(store).sweep(min_age_s=-1, dry_run=True)
     assert [info.key for info in found.objects] == ["job/shards/litter.safetensors"]
@@ -124,14 +124,14 @@ def test_a_dry_run_says_what_would_go_and_leaves_it():
     assert store.exists("job/shards/litter.safetensors")
 
 
-def test_young_objects_are_left_alone():
+def test_young_objects_are_left_alone() -> None:
     store = with_reusable_chunks()
     assert not collector_of(store).sweep(min_age_s=3600).objects
     old = Collector(Repository("s", store, "job").catalog, wall_clock=lambda: time.time() + 4000)
     assert len(old.sweep(min_age_s=3600).objects) == 1
 
 
-def test_nothing_is_collected_when_what_is_committed_cannot_be_told():
+def test_nothing_is_collected_when_what_is_committed_cannot_be_told() -> None:
     store = with_reusable_chunks()
     pointer = store.get("job/pointer.json")
     store.delete("job/pointer.json")
@@ -148,7 +148,7 @@ def test_nothing_is_collected_when_what_is_committed_cannot_be_told():
     assert same(load(store), (2, state_of(2)))
 
 
-def test_removing_one_checkpoint_keeps_the_chunks_that_others_use():
+def test_removing_one_checkpoint_keeps_the_chunks_that_others_use() -> None:
     store = memory_store()
     state = {"a": np.arange(8192), "b": np.arange(8192)}
     with Checkpointer(store, job="job", settings=FAST) as checkpointer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
@@ -36,7 +37,7 @@ def leaves(draw: st.DrawFn) -> list[LeafSpec]:
 
 
 @given(leaves(), st.integers(1, 9))
-def test_every_byte_is_written_by_exactly_one_writer(specs: list[LeafSpec], world_size: int):
+def test_every_byte_is_written_by_exactly_one_writer(specs: list[LeafSpec], world_size: int) -> None:
     written: dict[int, list[tuple[int, int]]] = {}
     loads = []
     for rank in range(world_size):
@@ -56,7 +57,9 @@ def test_every_byte_is_written_by_exactly_one_writer(specs: list[LeafSpec], worl
 
 
 @given(leaves(), st.integers(1, 5))
-def test_pieces_follow_each_other_in_the_file_and_are_aligned_to_their_elements(specs: list[LeafSpec], world_size: int):
+def test_pieces_follow_each_other_in_the_file_and_are_aligned_to_their_elements(
+    specs: list[LeafSpec], world_size: int
+) -> None:
     for rank in range(world_size):
         offset = 0
         for piece in plan_pieces(specs, rank, world_size, CHUNK):
@@ -66,7 +69,7 @@ def test_pieces_follow_each_other_in_the_file_and_are_aligned_to_their_elements(
 
 
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 40))
-def test_copies_of_a_shard_are_divided_among_those_who_hold_them(copies: int, shards: int, rows: int):
+def test_copies_of_a_shard_are_divided_among_those_who_hold_them(copies: int, shards: int, rows: int) -> None:
     written = []
     for shard in range(shards):
         for copy in range(copies):
@@ -82,18 +85,18 @@ def test_copies_of_a_shard_are_divided_among_those_who_hold_them(copies: int, sh
 
 
 @given(st.lists(st.integers(0, 100), max_size=50), st.integers(1, 12))
-def test_a_line_is_cut_into_runs_of_about_equal_size(sizes: list[int], parts: int):
+def test_a_line_is_cut_into_runs_of_about_equal_size(sizes: list[int], parts: int) -> None:
     cuts = divide_line(sizes, parts)
     assert cuts[0] == 0
     assert cuts[-1] == len(sizes)
     assert cuts == sorted(cuts)
     largest = max(sizes, default=0)
-    for first, last in zip(cuts, cuts[1:], strict=False):
+    for first, last in itertools.pairwise(cuts):
         assert sum(sizes[first:last]) <= sum(sizes) / parts + largest + 1
 
 
 @given(leaves(), st.integers(1, 4))
-def test_copying_threads_divide_the_pieces_without_gap_or_overlap(specs: list[LeafSpec], shares: int):
+def test_copying_threads_divide_the_pieces_without_gap_or_overlap(specs: list[LeafSpec], shares: int) -> None:
     pieces = plan_pieces(specs, 0, 1, CHUNK)
     divided = [piece for share in split_pieces(pieces, shares) for piece in share]
     assert [(p.leaf, b) for p in divided for b in range(p.start, p.stop)] == [
@@ -116,7 +119,7 @@ def cut_boxes(draw: st.DrawFn, shape: tuple[int, ...]) -> list[Box]:
         boxes = [
             Box((*box.offsets, low), (*box.sizes, high - low))
             for box in boxes
-            for low, high in zip(axis, axis[1:], strict=False)
+            for low, high in itertools.pairwise(axis)
         ]
     return boxes
 
@@ -155,7 +158,7 @@ def store_boxes(array: np.ndarray, boxes: list[Box], chunk_nbytes: int) -> tuple
 
 
 @given(resharding())
-def test_any_box_can_be_read_from_any_layout(case: tuple[np.ndarray, list[Box], Box, int]):
+def test_any_box_can_be_read_from_any_layout(case: tuple[np.ndarray, list[Box], Box, int]) -> None:
     array, boxes, wanted, chunk_nbytes = case
     manifest, body = store_boxes(array, boxes, chunk_nbytes)
     plan = plan_reads(manifest, {0: wanted})
@@ -175,7 +178,7 @@ def test_any_box_can_be_read_from_any_layout(case: tuple[np.ndarray, list[Box], 
     assert target.tobytes() == np.ascontiguousarray(expected).tobytes()
 
 
-def test_only_the_needed_byte_ranges_are_read():
+def test_only_the_needed_byte_ranges_are_read() -> None:
     array = np.arange(1 << 20, dtype="f4").reshape(1024, 1024)
     manifest, _ = store_boxes(array, [Box.whole(array.shape)], 4096)
     rows = plan_reads(manifest, {0: Box((256, 0), (256, 1024))})
@@ -187,7 +190,7 @@ def test_only_the_needed_byte_ranges_are_read():
     assert columns.nbytes == array.nbytes // 4
 
 
-def test_thousands_of_small_tensors_are_a_handful_of_reads():
+def test_thousands_of_small_tensors_are_a_handful_of_reads() -> None:
     tensors = []
     for number in range(5000):
         extent = Extent(0, 4 + number * 64, 0, 64, bytes(DIGEST_NBYTES))
@@ -197,10 +200,10 @@ def test_thousands_of_small_tensors_are_a_handful_of_reads():
 
 
 @given(shapes.flatmap(lambda shape: st.tuples(st.just(shape), cut_boxes(shape) if 0 not in shape else st.just([]))))
-def test_a_grid_of_boxes_covers_its_tensor_and_no_other_set_does(case: tuple[tuple[int, ...], list[Box]]):
+def test_a_grid_of_boxes_covers_its_tensor_and_no_other_set_does(case: tuple[tuple[int, ...], list[Box]]) -> None:
     shape, boxes = case
     assert covers_exactly(boxes, shape)
-    if boxes and math.prod(shape):
+    if boxes and 0 not in shape:
         assert not covers_exactly(boxes[1:], shape)
         assert not covers_exactly([*boxes, boxes[0]], shape)
         if len(boxes) > 1:
@@ -211,7 +214,9 @@ def test_a_grid_of_boxes_covers_its_tensor_and_no_other_set_does(case: tuple[tup
 
 
 @given(st.lists(st.integers(0, 6), max_size=30), st.sets(st.integers(0, 6)), st.integers(0, CHUNK - 1))
-def test_runs_cover_a_piece_and_take_from_the_index_just_what_it_has(contents: list[int], known: set[int], tail: int):
+def test_runs_cover_a_piece_and_take_from_the_index_just_what_it_has(
+    contents: list[int], known: set[int], tail: int
+) -> None:
     chunks = [bytes([content]) * CHUNK for content in contents]
     if chunks and tail:
         chunks[-1] = chunks[-1][:tail]
@@ -255,7 +260,7 @@ refs = st.builds(
 
 
 @given(policies, st.lists(refs, min_size=1, max_size=20))
-def test_retention_never_drops_the_newest(policy: RetentionPolicy, checkpoints: list[CheckpointRef]):
+def test_retention_never_drops_the_newest(policy: RetentionPolicy, checkpoints: list[CheckpointRef]) -> None:
     kept, dropped = split(policy, checkpoints)
     assert kept[-1] == checkpoints[-1]
     assert sorted([*kept, *dropped], key=checkpoints.index) == checkpoints
@@ -263,7 +268,7 @@ def test_retention_never_drops_the_newest(policy: RetentionPolicy, checkpoints: 
     assert isinstance(policy, KeepBest | KeepAny) or (again == kept and not none), "keeping what is kept drops nothing"
 
 
-def test_the_best_are_those_with_the_best_metric():
+def test_the_best_are_those_with_the_best_metric() -> None:
     checkpoints = [CheckpointRef(i, 1, str(i), {"loss": x}) for i, x in enumerate([3.0, 1.0, math.nan, 2.0, 1.0, 9.0])]
     assert KeepBest("loss", 2).choose(checkpoints) == {1, 4}
     assert KeepBest("loss", 1).choose(checkpoints) == {4}, "of equals the newer"
@@ -272,8 +277,8 @@ def test_the_best_are_those_with_the_best_metric():
 
 
 @pytest.mark.parametrize("make", [lambda: KeepLast(0), lambda: KeepBest("x", 0), lambda: KeepEvery(0), KeepAny])
-def test_a_policy_that_would_keep_nothing_is_refused(make: Any):
-    with pytest.raises(ValueError, match="1 or more|nothing"):
+def test_a_policy_that_would_keep_nothing_is_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"1 or more|nothing"):
         make()
 
 
@@ -295,7 +300,7 @@ plain = st.recursive(
 
 
 @given(plain)
-def test_plain_values_come_back_from_json_as_they_were(tree: Any):
+def test_plain_values_come_back_from_json_as_they_were(tree: Any) -> None:
     flat = Flattener(lambda *_: None, lambda *_: None).flatten(tree)
     back = unflatten(json.loads(json.dumps(flat.skeleton)), [], lambda encoded: encoded)
     assert told_apart(back) == told_apart(tree)
@@ -310,19 +315,19 @@ def told_apart(value: Any) -> Any:
     return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
-def test_a_container_that_holds_itself_is_refused():
+def test_a_container_that_holds_itself_is_refused() -> None:
     tree: dict[str, Any] = {"a": []}
     tree["a"].append(tree)
     with pytest.raises(UnsupportedLeaf, match="holds itself"):
         Flattener(lambda *_: None, lambda *_: None).flatten(tree)
 
 
-def test_two_tensors_with_one_path_are_refused():
+def test_two_tensors_with_one_path_are_refused() -> None:
     with pytest.raises(UnsupportedLeaf, match="two values have this path"):
         Flattener(lambda value, _: value, lambda *_: None).flatten({1: object(), "1": object()})
 
 
-def test_grafting_takes_plain_values_where_both_trees_have_them():
+def test_grafting_takes_plain_values_where_both_trees_have_them() -> None:
     into = {"a": 1, "b": [1, 2], "c": {"d": 5, "e": 6}, "f": (1,)}
     tree = {"a": 10, "b": [10, 20], "c": {"d": 50}, "f": [1], "g": 7}
     assert graft(into, tree) == {"a": 10, "b": [10, 20], "c": {"d": 50, "e": 6}, "f": (1,)}

@@ -82,7 +82,7 @@ def with_litter() -> ObjectStore:
 )
 def test_nothing_committed_is_lost_wherever_it_crashes(
     prepare: Callable[[], ObjectStore], work: Work, allowed: set[int | None], *, applied: bool
-):
+) -> None:
     number = 0
     while True:
         inner = prepare()
@@ -108,7 +108,7 @@ def assert_no_litter(store: ObjectStore) -> None:
     assert {info.key for info in store.list("job/")} == used
 
 
-def test_a_commit_whose_answer_was_lost_is_not_made_twice():
+def test_a_commit_whose_answer_was_lost_is_not_made_twice() -> None:
     store = memory_store()
     with Checkpointer(store, job="job", settings=FAST) as checkpointer:
         checkpointer.save(1, state_of(1), fence=1)
@@ -119,7 +119,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice():
         assert checkpointer.pointer.read() == record
 
 
-def test_a_lost_pointer_is_rebuilt_from_the_manifests():
+def test_a_lost_pointer_is_rebuilt_from_the_manifests() -> None:
     store = two_checkpoints()
     store.delete("job/pointer.json")
     assert same(load(store), (2, state_of(2)))
@@ -127,7 +127,7 @@ def test_a_lost_pointer_is_rebuilt_from_the_manifests():
     assert same(load(store), (3, state_of(3)))
 
 
-def test_an_unreadable_pointer_is_told_and_replaced():
+def test_an_unreadable_pointer_is_told_and_replaced() -> None:
     store = two_checkpoints()
     store.put("job/pointer.json", b'{"format":')
     with Checkpointer(store, job="job", settings=FAST) as checkpointer:
@@ -135,8 +135,8 @@ def test_an_unreadable_pointer_is_told_and_replaced():
         assert info is not None
         assert info.step == 2
         assert "pointer.json" in str(info.problems[0])
+        checkpointer.save(3, state_of(3), fence=0)
         with pytest.raises(CheckpointError, match="stale"):
-            checkpointer.save(3, state_of(3), fence=0)
             checkpointer.wait()
         checkpointer.save(3, state_of(3), fence=1)
         checkpointer.wait()

@@ -50,7 +50,7 @@ def newest_objects(store: ObjectStore) -> list[str]:
 
 
 @pytest.mark.parametrize("which", ["manifests", "shards", "pointer"])
-def test_every_flipped_byte_is_found_and_never_loaded(which: str):
+def test_every_flipped_byte_is_found_and_never_loaded(which: str) -> None:
     store = small_store()
     key = next(key for key in newest_objects(store) if which in key)
     good = store.get(key)
@@ -62,7 +62,7 @@ def test_every_flipped_byte_is_found_and_never_loaded(which: str):
 
 
 @pytest.mark.parametrize("which", ["manifests", "shards", "pointer"])
-def test_every_cut_is_found_and_never_loaded(which: str):
+def test_every_cut_is_found_and_never_loaded(which: str) -> None:
     store = small_store()
     key = next(key for key in newest_objects(store) if which in key)
     good = store.get(key)
@@ -77,7 +77,7 @@ def test_every_cut_is_found_and_never_loaded(which: str):
 
 
 @pytest.mark.parametrize("which", ["manifests", "shards"])
-def test_a_missing_object_is_named_and_the_one_before_is_used(which: str):
+def test_a_missing_object_is_named_and_the_one_before_is_used(which: str) -> None:
     store = small_store()
     key = next(key for key in newest_objects(store) if which in key)
     store.delete(key)
@@ -86,7 +86,7 @@ def test_a_missing_object_is_named_and_the_one_before_is_used(which: str):
     assert told == [f"{key} is missing"]
 
 
-def test_when_nothing_is_good_every_problem_is_told():
+def test_when_nothing_is_good_every_problem_is_told() -> None:
     store = small_store()
     for info in list(store.list("job/shards/")):
         store.delete(info.key)
@@ -98,7 +98,7 @@ def test_when_nothing_is_good_every_problem_is_told():
     assert "is missing" in str(caught.value)
 
 
-def test_random_damage_to_a_large_checkpoint_is_found():
+def test_random_damage_to_a_large_checkpoint_is_found() -> None:
     random_ = random.Random(20261120)
     store = memory_store()
     rng = np.random.default_rng(1)
@@ -122,7 +122,7 @@ def test_random_damage_to_a_large_checkpoint_is_found():
         assert all(key in text for text in told)
 
 
-def test_a_manifest_of_a_newer_version_is_told_as_such():
+def test_a_manifest_of_a_newer_version_is_told_as_such() -> None:
     store = small_store()
     repository = Repository("store", store, "job", settings=FAST)
     newest = repository.catalog.committed()[0]
@@ -133,7 +133,7 @@ def test_a_manifest_of_a_newer_version_is_told_as_such():
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"format": "other"}', b"[" * 100_000])
-def test_a_foreign_document_is_told_as_such(data: bytes):
+def test_a_foreign_document_is_told_as_such(data: bytes) -> None:
 
     with pytest.raises(ForeignObject):
         decode_manifest(data, "key")
@@ -141,7 +141,7 @@ def test_a_foreign_document_is_told_as_such(data: bytes):
         PointerRecord.from_bytes(data)
 
 
-def test_foreign_objects_beside_ours_do_no_harm():
+def test_foreign_objects_beside_ours_do_no_harm() -> None:
     store = small_store()
     store.put("job/manifests/readme.txt", b"hello")
     store.put("job/manifests/000000000009-0000000000000001-" + "0" * 32 + ".json", b"not a manifest")

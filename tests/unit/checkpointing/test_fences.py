@@ -13,7 +13,7 @@ from storage.store import ObjectStore
 from tests.unit.checkpointing.harness import FAST, WatchedStore, load, memory_store, same, save, state_of
 
 
-def test_an_older_fence_is_refused():
+def test_an_older_fence_is_refused() -> None:
     store = memory_store()
     save(store, 5, fence=9)
     with Checkpointer(store, job="job", settings=FAST) as zombie:
@@ -33,7 +33,7 @@ def operations_of_a_save(keep: int) -> int:
 
 
 @pytest.mark.parametrize("number", range(operations_of_a_save(1)))
-def test_a_newer_writer_may_come_between_any_two_operations_of_an_older_one(number: int):
+def test_a_newer_writer_may_come_between_any_two_operations_of_an_older_one(number: int) -> None:
     """The older one stops before each of its operations in turn, while the newer one does all of its save."""
     store = memory_store()
     save(store, 1)
@@ -66,7 +66,7 @@ def interrupt_at(store: ObjectStore, number: int, intrude: Callable[[], None], k
 
 
 @pytest.mark.parametrize("number", range(operations_of_a_save(5)))
-def test_a_commit_that_was_reported_stays_while_the_same_fence_commits_again(number: int):
+def test_a_commit_that_was_reported_stays_while_the_same_fence_commits_again(number: int) -> None:
     """Two writers with one fence is a mistake; still, what was reported as committed is there."""
     store = memory_store()
     save(store, 1, fence=2)
@@ -79,7 +79,7 @@ def test_a_commit_that_was_reported_stays_while_the_same_fence_commits_again(num
     assert same(load(store), (newest, state_of(newest)))
 
 
-def test_many_writers_racing_leave_one_whole_history():
+def test_many_writers_racing_leave_one_whole_history() -> None:
     store = memory_store()
     threads = [threading.Thread(target=try_to_save, args=(store, fence)) for fence in range(1, 13)]
     for thread in threads:

@@ -47,7 +47,7 @@ def with_extents(*extents: Extent) -> Manifest:
     return with_boxes(replace(FIRST, extents=extents), SECOND)
 
 
-def test_a_manifest_comes_back_as_it_was():
+def test_a_manifest_comes_back_as_it_was() -> None:
     assert decode_manifest(encode_manifest(GOOD), "key") == GOOD
 
 
@@ -69,12 +69,12 @@ def test_a_manifest_comes_back_as_it_was():
         (lambda: replace(GOOD, tensors=(replace(TENSOR, dtype="F5"),)), "unknown dtype F5"),
     ],
 )
-def test_a_manifest_that_makes_no_sense_says_why(spoil: Callable[[], Manifest], message: str):
+def test_a_manifest_that_makes_no_sense_says_why(spoil: Callable[[], Manifest], message: str) -> None:
     with pytest.raises(MalformedManifest, match=message):
         decode_manifest(encode_manifest(spoil()), "key")
 
 
 @pytest.mark.parametrize("name", ["job", "step", "tensors", "files", "tree", "metadata", "chunk_nbytes"])
-def test_a_manifest_without_one_of_its_parts_is_refused(name: str):
+def test_a_manifest_without_one_of_its_parts_is_refused(name: str) -> None:
     with pytest.raises(MalformedManifest, match=name):
         decode_manifest(encode_manifest(GOOD).replace(f'"{name}":'.encode(), b'"other":', 1), "key")

@@ -15,7 +15,7 @@ from checkpointing.errors import SaveAbandoned, WriterMissing, WritersDisagree
 from checkpointing.settings import Phase
 from storage import StoreFull
 from storage.store import ObjectStore
-from tests.unit.checkpointing.harness import FAST, WatchedStore, load, memory_store, same, save, state_of
+from tests.unit.checkpointing.harness import FAST, WatchedStore, hold_until, load, memory_store, same, save, state_of
 
 
 @contextlib.contextmanager
@@ -28,9 +28,10 @@ def world(store: ObjectStore, size: int, settings: Settings = FAST) -> Iterator[
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 7])
-def test_each_writer_writes_its_part_and_any_number_of_readers_reads_it(size: int):
+def test_each_writer_writes_its_part_and_any_number_of_readers_reads_it(size: int) -> None:
     store = memory_store()
     with world(store, size) as checkpointers:
+        tickets = []
         for step in (1, 2):
             tickets = [c.save(step, state_of(step), fence=5) for c in checkpointers]
             for checkpointer in checkpointers:
@@ -42,7 +43,7 @@ def test_each_writer_writes_its_part_and_any_number_of_readers_reads_it(size: in
     assert not list(store.list("job/records/")), "records are removed after the commit"
 
 
-def test_the_state_is_the_same_for_the_next_world_size_and_unchanged_chunks_stay_where_they_are():
+def test_the_state_is_the_same_for_the_next_world_size_and_unchanged_chunks_stay_where_they_are() -> None:
     store = memory_store()
     with world(store, 4) as checkpointers:
         for checkpointer in checkpointers:
@@ -57,7 +58,7 @@ def test_the_state_is_the_same_for_the_next_world_size_and_unchanged_chunks_stay
         assert same(load(store), (2, state_of(1)))
 
 
-def test_a_writer_that_never_appears_fails_the_save_and_nothing_becomes_visible():
+def test_a_writer_that_never_appears_fails_the_save_and_nothing_becomes_visible() -> None:
     store = memory_store()
     save(store, 1)
     impatient = replace(FAST, gather_timeout_s=0.05)
@@ -71,7 +72,7 @@ def test_a_writer_that_never_appears_fails_the_save_and_nothing_becomes_visible(
     assert same(load(store), (1, state_of(1)))
 
 
-def test_writers_whose_states_have_other_shapes_do_not_make_a_checkpoint():
+def test_writers_whose_states_have_other_shapes_do_not_make_a_checkpoint() -> None:
     store = memory_store()
     with world(store, 2) as (first, second):
         second.save(1, {"w": np.zeros((3, 3))}, fence=1)
@@ -82,7 +83,7 @@ def test_writers_whose_states_have_other_shapes_do_not_make_a_checkpoint():
     assert load(store) is None
 
 
-def test_a_writer_that_cannot_write_tells_rank_0_at_once():
+def test_a_writer_that_cannot_write_tells_rank_0_at_once() -> None:
     store = memory_store()
     full = WatchedStore(store)
 
@@ -104,7 +105,7 @@ def test_a_writer_that_cannot_write_tells_rank_0_at_once():
         assert first.last_committed is None
 
 
-def test_a_save_of_the_old_world_is_given_up_when_the_world_changes():
+def test_a_save_of_the_old_world_is_given_up_when_the_world_changes() -> None:
     store = memory_store()
     with world(store, 2) as (first, second):
         ticket = first.save(1, state_of(1), fence=1)  # rank 1 has died
@@ -119,13 +120,13 @@ def test_a_save_of_the_old_world_is_given_up_when_the_world_changes():
     assert same(load(store), (2, state_of(2)))
 
 
-def test_a_save_of_the_old_world_that_needs_nobody_any_more_may_finish():
+def test_a_save_of_the_old_world_that_needs_nobody_any_more_may_finish() -> None:
     store = WatchedStore(memory_store())
     may_write = threading.Event()
     with world(store, 2) as (first, second):
         second.save(1, state_of(1), fence=1)
         second.wait()
-        store.before = lambda *_: None if may_write.wait(20) else None
+        store.before = hold_until(may_write)
         ticket = first.save(1, state_of(1), fence=1)
         while ticket.phase is Phase.STAGED:
             pass  # until the thread has taken it
@@ -136,11 +137,11 @@ def test_a_save_of_the_old_world_that_needs_nobody_any_more_may_finish():
     assert same(load(store), (1, state_of(1)))
 
 
-def test_a_writer_that_moves_on_to_a_newer_save_does_not_keep_rank_0_waiting():
+def test_a_writer_that_moves_on_to_a_newer_save_does_not_keep_rank_0_waiting() -> None:
     store = memory_store()
     slow = WatchedStore(store)
     may_write = threading.Event()
-    slow.before = lambda *_: None if may_write.wait(20) else None
+    slow.before = hold_until(may_write)
     with (
         Checkpointer(store, job="job", rank=0, world_size=2, settings=FAST) as first,
         Checkpointer(slow, job="job", rank=1, world_size=2, settings=FAST) as second,
