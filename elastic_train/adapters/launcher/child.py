@@ -27,6 +27,7 @@ FAILED = b"-"
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
 _MAX_REPORT_BYTES = 2000  # below PIPE_BUF: a write that never blocks and is never torn
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,6 +39,11 @@ def die_with_parent(signum: int, parent_pid: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def set_process_name(name: str) -> None:

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from elastic_train.adapters.launcher import child
 from elastic_train.adapters.launcher.messages import Configure, Exited, Fork, Message, Ready, Started, receive, send
+from elastic_train.adapters.launcher.remains import Remains, kill_children, reap_strays
 
 _MAX_REPORT_BYTES = 4096
 
@@ -60,6 +61,7 @@ class Zygote:
         self._driver_pidfd = driver_pidfd
         self._configuration = configuration
         self._workers: dict[int, _Worker] = {}  # by pidfd
+        self._remains = Remains()
         self._requests: collections.deque[Fork] = collections.deque()
         self._ending = False
         self._driver_gone = False  # nobody is there to be told
@@ -75,6 +77,8 @@ class Zygote:
             for key, _ in self._selector.select(self._timeout_s()):
                 key.data()
             self._end_late_workers()
+            self._remains.sweep()
+            reap_strays({worker.pid for worker in self._workers.values()})
             if self._requests and not self._ending:  # one a round, so that exits are told in between
                 self._fork(self._requests.popleft())
         self._end_all()
@@ -162,10 +166,7 @@ class Zygote:
 
     def _reap(self, worker: _Worker) -> None:
         """Reap a worker that has ended, end whatever it forked, and tell the driver."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(
-                worker.pid, signal.SIGKILL
-            )  # before reaping: until then the number cannot belong to another group
+        self._remains.take_over(worker.pid)
         result = os.waitid(os.P_PIDFD, worker.pidfd, os.WEXITED)
         assert result is not None, "waitid without WNOHANG returned nothing"
         self._read_report(worker)
@@ -186,8 +187,12 @@ class Zygote:
     def _timeout_s(self) -> float | None:
         if self._requests:
             return 0.0
-        deadlines = [worker.deadline for worker in self._workers.values() if not worker.report and not worker.late]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        now = time.monotonic()
+        timeouts = [w.deadline - now for w in self._workers.values() if not w.report and not w.late]
+        sweep_s = self._remains.timeout_s()
+        if sweep_s is not None:
+            timeouts.append(sweep_s)
+        return max(0.0, min(timeouts)) if timeouts else None
 
     def _end_all(self) -> None:
         workers = list(self._workers.values())
@@ -195,6 +200,8 @@ class Zygote:
             _kill(worker)
         for worker in workers:
             self._reap(worker)
+        self._remains.wait()
+        kill_children()
 
     def _watch(self, descriptor: int, handler: Callable[[], None]) -> None:
         self._selector.register(descriptor, selectors.EVENT_READ, handler)
@@ -205,10 +212,7 @@ class Zygote:
 
 
 def _kill(worker: _Worker) -> None:
-    """Kill a worker that is not reaped yet: the process first, for one that hangs in its fork leads no group yet."""
-    signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(worker.pid, signal.SIGKILL)
+    signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)  # not reaped yet, so it exists
 
 
 def _describe_exit(worker: _Worker, exit_code: int, configuration: Configure) -> Exited:
@@ -261,6 +265,7 @@ def main() -> None:
     child.die_with_parent(signal.SIGKILL, driver_pid)  # while it imports nobody else would notice
     driver_pidfd = os.pidfd_open(driver_pid)
     child.set_process_name("et-zygote")
+    child.adopt_orphans()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)  # a SIGTERM to the whole service must leave the workers time to drain
     received = receive(control)
@@ -277,6 +282,9 @@ def main() -> None:
     gc.freeze()  # or a worker's first collection would touch, and so copy, every inherited page
     child.die_with_parent(signal.SIGCONT, driver_pid)  # from now on `serve` sees the driver's end, if it is not stopped
     Zygote(control, driver_pidfd, configuration).serve(Ready(failed, extra_threads()))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # taking a framework down in order takes longer than all the rest of a close
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,34 @@ def leave_a_grandchild(config: dict[str, Any]) -> None:
     if config.get("stay", True):
         signal.pause()
     os._exit(0)  # without a chance to wait for it
+
+
+def leave_a_stubborn_grandchild(config: dict[str, Any]) -> None:
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as grandchild:
+        assert grandchild.stdout is not None
+        grandchild.stdout.readline()
+        _mark(config, grandchild.pid)
+        signal.pause()
+
+
+def leave_a_daemon(config: dict[str, Any]) -> None:
+    """Fork twice, and end the process between, as daemons do to leave their parents."""
+    read_end, write_end = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        daemon = os.fork()
+        if daemon == 0:
+            signal.pause()
+        os.write(write_end, str(daemon).encode())
+        os._exit(0)
+    _mark(config, int(os.read(read_end, 20)))
+
+
+def hold_shared_memory(config: dict[str, Any]) -> None:
+    memory = shared_memory.SharedMemory(create=True, size=100)
+    _mark(config, memory.name)
+    signal.pause()
 
 
 def end_with_unfinished_business(config: dict[str, Any]) -> None:

@@ -128,6 +128,16 @@ def test_close_ends_and_reports_all_and_may_be_called_again(tmp_path: Path) -> N
             it.launch("w2")
 
 
+def test_close_ends_daemons_that_left_their_worker_and_its_session(tmp_path: Path) -> None:
+    with rig(tmp_path, "leave_a_daemon") as it:
+        it.launch("w0")
+        daemon = it.marked("w0")
+        assert it.events.wait_for_exit("w0").exit_code == 0
+        assert not is_gone(daemon)
+        it.launcher.close()
+        assert is_gone(daemon)
+
+
 @pytest.mark.parametrize("wait_for", [0, 1, 7])
 def test_close_in_the_middle_of_many_launches_reports_each_once(tmp_path: Path, wait_for: int) -> None:
     names = [f"w{number}" for number in range(30)]

@@ -169,6 +169,29 @@ def test_what_a_worker_forked_ends_with_it(tmp_path: Path) -> None:
         eventually(lambda: is_gone(grandchild), "the grandchild to end")
 
 
+def test_what_a_worker_forked_ends_with_it_even_if_it_does_not_listen(tmp_path: Path) -> None:
+    with rig(tmp_path, "leave_a_stubborn_grandchild") as it:
+        it.launch("w0")
+        grandchild = it.marked("w0")
+        os.kill(grandchild, signal.SIGSTOP)
+        it.kill("w0")
+        eventually(lambda: is_gone(grandchild), "the grandchild to end")
+
+
+@pytest.mark.parametrize("by_close", [False, True])
+def test_the_shared_memory_of_a_worker_that_is_killed_is_freed(tmp_path: Path, by_close: bool) -> None:
+    """By Python's resource tracker, which must outlive the worker for a moment."""
+    with rig(tmp_path, "hold_shared_memory") as it:
+        it.launch("w0")
+        segment = Path("/dev/shm") / it.marked("w0")
+        assert segment.exists()
+        if by_close:
+            it.launcher.close()
+        else:
+            it.kill("w0")
+        eventually(lambda: not segment.exists(), "the shared memory to be freed")
+
+
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
