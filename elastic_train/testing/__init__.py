@@ -1,0 +1,1 @@
+"""Tools to test with: real etcd clusters, a toy framework, running jobs to look into and to break."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from elastic_train import CheckpointConfig, ElasticTrainer, JobStopped
-from tests.integration.jobs.running_job import RunningJob
+from elastic_train.testing.running_job import RunningJob
 from tests.integration.jobs.test_losses import STEPS, assert_undisturbed, trainer
 from tests.integration.jobs.train_functions import train
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from elastic_train import ElasticTrainer, Result
-from tests.integration.jobs.running_job import RunningJob
+from elastic_train.testing.running_job import RunningJob
 from tests.integration.jobs.train_functions import reference_weights, train
 
 SIZE, BATCH, DATA_EPOCHS = 960, 32, 3

@@ -32,8 +32,7 @@ def dataset(size: int) -> TensorDataset:
 def train(config: dict[str, Any]) -> None:
     """Train to the end of the data, at a pace that leaves a test time to act, and leave the weights in a file.
 
-    Config: size, batch, data_epochs, pause_s (in each step), weights (path, written by rank 0), hold (path: while the file
-    exists, workers wait at the beginning of step `hold_at`).
+    Config: size, batch, data_epochs, pause_s (in each step), weights (path, written by rank 0), evaluate_every (steps).
     """
     model, optimizer = build()
     state = et.TrainState(model=model, optimizer=optimizer)

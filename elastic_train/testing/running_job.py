@@ -8,9 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from elastic_train import ElasticTrainer, Result
 from elastic_train.core.data import BatchPlan
 from elastic_train.journal import JournalTail, Record, read_journal
 from elastic_train.journal.lineage import Finding, check_lineage
@@ -21,6 +20,23 @@ PATIENCE_S = 60.0
 _POLL_S = 0.01
 
 
+class Trainer(Protocol):
+    """What an `ElasticTrainer` has."""
+
+    @property
+    def path(self) -> Path:
+        """Return the job's directory."""
+        ...
+
+    def fit(self) -> Any:
+        """Run the job to its end."""
+        ...
+
+    def stop(self) -> Any:
+        """End the job after the current step."""
+        ...
+
+
 class RunningJob:
     """Runs a trainer and waits for what its journal tells. Use as a context manager: leaving it ends the job.
 
@@ -28,11 +44,11 @@ class RunningJob:
         records: All journal records seen so far, in order of arrival.
     """
 
-    def __init__(self, trainer: ElasticTrainer) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.records: list[Record] = []
         self._tail: JournalTail | None = None
-        self._outcome: list[Result | BaseException] = []
+        self._outcome: list[Any] = []
         self._thread = threading.Thread(target=self._fit, name="fit")
 
     def __enter__(self) -> Self:
@@ -45,10 +61,12 @@ class RunningJob:
             self._thread.join(PATIENCE_S)
             assert not self._thread.is_alive(), "the job does not stop"
 
-    # ------------------------------------------------------------------ waiting
-
     def wait_for(self, what: str, condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
-        """Wait until `condition` is true of the records; fail with the last of them otherwise."""
+        """Wait until `condition` is true of the records; fail with the last of them otherwise.
+
+        Raises:
+            AssertionError: It did not become true in time, or the job ended before.
+        """
         deadline = time.monotonic() + patience_s
         while True:
             self._poll()
@@ -91,7 +109,7 @@ class RunningJob:
         record: Record = self.wait_for(f"{kind} {fields}", found)
         return record
 
-    def result(self) -> Result:
+    def result(self) -> Any:
         """Wait for the end and return the result; raises what `fit` raised."""
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the job does not end"
@@ -100,8 +118,6 @@ class RunningJob:
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
-
-    # ------------------------------------------------------------------ looking
 
     def of(self, kind: str) -> list[Record]:
         """Return the records of a kind."""
@@ -122,14 +138,13 @@ class RunningJob:
 
     def world_size(self, membership_epoch: int) -> int:
         """Return how many workers a membership epoch has."""
-        return next(r["world_size"] for r in self.of("group_formed") if r["membership_epoch"] == membership_epoch)
+        size: int = next(r["world_size"] for r in self.of("group_formed") if r["membership_epoch"] == membership_epoch)
+        return size
 
     def newest_step(self) -> int:
         """Return the newest committed step, -1 before the first."""
         self._poll()
         return max((record["step"] for record in self.of("step_committed")), default=-1)
-
-    # ------------------------------------------------------------------ breaking
 
     def signal(self, worker_id: str, number: signal.Signals = signal.SIGKILL) -> float:
         """Send a signal to a worker; return when (monotonic seconds)."""
@@ -137,17 +152,15 @@ class RunningJob:
         os.kill(self.pids[worker_id], number)
         return at
 
-    # ------------------------------------------------------------------ judging
-
     def findings(self, **options: Any) -> list[Finding]:
         """Return every violation of exactly-once that the finished job's journal shows."""
-        records = read_journal(Path(self.trainer.path) / "journal")
+        records = read_journal(self.trainer.path / "journal")
         plans = {r["loop"]: BatchPlan(**r["plan"]) for r in records if r.kind == "loop_started"}
         return check_lineage(records, plans, **options)
 
     def _poll(self) -> int:
         if self._tail is None:
-            directory = Path(self.trainer.path) / "journal"
+            directory = self.trainer.path / "journal"
             if not directory.exists():
                 return 0
             self._tail = JournalTail(directory)
