@@ -1,5 +1,6 @@
 """A pluggable object store: one interface, errors and guarantees over files, S3, GCS, Azure and fsspec."""
 
+from storage.backends.credentials import Credentials
 from storage.base import Capabilities, ObjectInfo
 from storage.errors import (
     AlreadyExists,
@@ -21,17 +22,19 @@ from storage.errors import (
     TransientError,
     UnknownScheme,
 )
-from storage.registry import open_store
+from storage.registry import BackendReport, describe_backends, open_store
 from storage.retry import RetryPolicy
 from storage.store import ObjectStore
 
 __all__ = [
     "AlreadyExists",
     "BackendError",
+    "BackendReport",
     "BucketNotFound",
     "Capabilities",
     "CapabilityError",
     "ConfigError",
+    "Credentials",
     "CredentialsExpired",
     "DeadlineExceeded",
     "InvalidKey",
@@ -48,5 +51,6 @@ __all__ = [
     "StoreFull",
     "TransientError",
     "UnknownScheme",
+    "describe_backends",
     "open_store",
 ]

@@ -203,6 +203,16 @@ class DeadlineExceeded(StorageError):
         self.maybe_applied = maybe_applied
         self.last = last
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception is pickled by its positional arguments; this one has none.
+        return _remake_deadline_exceeded, (self.attempts, self.elapsed_s, self.maybe_applied, self.last), vars(self)
+
+
+def _remake_deadline_exceeded(
+    attempts: int, elapsed_s: float, maybe_applied: bool, last: TransientError
+) -> DeadlineExceeded:
+    return DeadlineExceeded(attempts=attempts, elapsed_s=elapsed_s, maybe_applied=maybe_applied, last=last)
+
 
 class BackendError(StorageError):
     """Report a refusal or failure that has no better name."""

@@ -34,6 +34,15 @@ def validate_key(key: str) -> str:
     return key
 
 
+def is_valid_key(key: str) -> bool:
+    """Tell whether :func:`validate_key` takes the key."""
+    try:
+        validate_key(key)
+    except InvalidKey:
+        return False
+    return True
+
+
 def validate_prefix(prefix: str) -> str:
     """Return the listing prefix if some valid key could begin with it.
 

@@ -19,7 +19,7 @@ from storage.errors import (
     StoreClosed,
 )
 from storage.forking import reset_in_child
-from storage.keys import validate_key, validate_prefix
+from storage.keys import is_valid_key, validate_key, validate_prefix
 from storage.payload import MappedFile, Payload
 from storage.retry import NO_RETRIES, Retrier
 
@@ -245,11 +245,14 @@ class ObjectStore:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose key begins with the string ``prefix``, ascending by key.
 
-        ``prefix`` need not end at a ``/``. Objects put or deleted meanwhile may or may not appear.
+        ``prefix`` need not end at a ``/``. Objects put or deleted meanwhile may or may not appear; foreign ones whose
+        names are not valid keys do not.
         """
         validate_prefix(prefix)
         # Read to its end within the attempt, so that a retry yields nothing twice.
-        return self._run("list", prefix, lambda: iter(tuple(self._backend.list(prefix))))
+        return self._run(
+            "list", prefix, lambda: iter([info for info in self._backend.list(prefix) if is_valid_key(info.key)])
+        )
 
     # Life
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from typing import Self
@@ -48,7 +48,7 @@ class S3Server(abc.ABC):
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def options(self) -> dict[str, str]:
+    def options(self) -> dict[str, Any]:
         """Return what ``open_store`` needs to connect."""
         return {
             "endpoint_url": self.url,

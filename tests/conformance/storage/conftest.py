@@ -7,6 +7,7 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path, moto: MotoServer, pr
     opened: list[ObjectStore] = []
     proxy.script(misfortunes(60))
     endpoint = proxy.url if name.endswith("faults") else moto.url
-    cloud = {**moto.options, "endpoint_url": endpoint, "retry": QUICK, "request_timeout_s": 5.0}
+    cloud: dict[str, Any] = {**moto.options, "endpoint_url": endpoint, "retry": QUICK, "request_timeout_s": 5.0}
 
     def open_one() -> ObjectStore:
         match name.removesuffix("-through-faults"):

@@ -57,7 +57,11 @@ def test_of_many_creators_exactly_one_wins(subject: Subject) -> None:
     stores = [subject.open() for _ in range(4)]
     for round_number in range(5):
         key = f"race/{round_number}"
-        outcomes = _race(8, lambda n, key=key: stores[n % 4].put(key, f"writer {n}".encode(), if_absent=True))
+
+        def create(number: int, key: str = key) -> None:
+            stores[number % 4].put(key, f"writer {number}".encode(), if_absent=True)
+
+        outcomes = _race(8, create)
         winners = [n for n, failure in enumerate(outcomes) if failure is None]
         assert len(winners) == 1, outcomes
         assert all(isinstance(failure, AlreadyExists) for failure in outcomes if failure is not None), outcomes

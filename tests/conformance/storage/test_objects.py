@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_a_put_overwrites(store: ObjectStore) -> None:
 def test_any_buffers_can_be_put(store: ObjectStore, kind: str) -> None:
     doubles = array("d", range(1000))
     whole = doubles.tobytes()
-    data = {
+    data: Any = {
         "bytearray": bytearray(whole),
         "memoryview": memoryview(whole),
         "array": doubles,
