@@ -41,13 +41,15 @@ KINDS: Mapping[str, Sequence[str]] = MappingProxyType(
         "checkpoint_troubled": ("version", "what", "message"),
         # ---- the controller
         "job_started": ("job",),
+        "leadership_won": ("phase", "membership_epoch"),
+        "leadership_lost": ("reason",),
         "transition": ("event", "phase"),
         "world_proposed": ("membership_epoch", "members", "cause", "reason", "planned"),
         "world_sealed": ("membership_epoch", "fence", "members", "cause", "reason", "change_s"),
         "worker_launched": ("worker_id",),
         "worker_exited": ("worker_id", "exit_code", "detail"),
         "job_paused": ("reason",),
-        "job_resumed": (),
+        "job_resumed": ("reason",),
         "job_ended": ("outcome",),
     }
 )
