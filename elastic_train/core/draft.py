@@ -132,7 +132,7 @@ class Draft:
         self.enter(phase)
         self.state = replace(self.state, proposal=None, probe=None, scan_s=None)
 
-    def answer(self, request_id: str | None, accepted: bool, message: str) -> None:  # noqa: FBT001 - a record's field
+    def answer(self, request_id: str | None, accepted: bool, message: str) -> None:
         """Answer a control request, if one was made."""
         self.say(message)
         if request_id is not None:

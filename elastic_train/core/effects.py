@@ -36,7 +36,7 @@ class MembershipChange:
 
     membership_epoch: int
     fence: int
-    world_size: int
+    members: tuple[WorkerId, ...]  # index = rank
     cause: Cause
     reason: str
     planned: bool
@@ -45,6 +45,11 @@ class MembershipChange:
     version: int  # most transactions (steps and evaluations) in any member's state when it acknowledged
     took_s: float  # from the first sign of the change until the world was sealed
     sealed_at_s: float  # monotonic
+
+    @property
+    def world_size(self) -> int:
+        """Return the number of members."""
+        return len(self.members)
 
 
 @dataclass(frozen=True, slots=True)

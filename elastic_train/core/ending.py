@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from elastic_train.core.draft import Draft
 from elastic_train.core.effects import Ending, FinishJob
-from elastic_train.core.events import StopRequested, WorkerFailed, WorkerFinished, WorkerLeft
+from elastic_train.core.events import RequestNotUnderstood, StopRequested, WorkerFailed, WorkerFinished, WorkerLeft
 from elastic_train.core.forming import note_parting
 from elastic_train.core.losing import is_left_out, part_badly
 from elastic_train.core.records import Failure
@@ -23,7 +23,7 @@ _NEVER_STEPPED = Failure(
 
 
 def leave(d: Draft, event: WorkerLeft) -> None:
-    """A worker left its loop at a step boundary."""
+    """Let a worker go that left its loop at a step boundary."""
     worker = d.state.workers.get(event.worker_id)
     if worker is None or worker.life is Life.LEAVING:
         d.say(f"{event.worker_id} left, as expected")
@@ -38,7 +38,7 @@ def leave(d: Draft, event: WorkerLeft) -> None:
 
 
 def finish(d: Draft, event: WorkerFinished) -> None:
-    """A worker's train function returned."""
+    """Note that a worker's train function returned."""
     worker = d.state.workers.get(event.worker_id)
     if worker is None or worker.life in (Life.LEAVING, Life.FINISHED):
         d.say(f"{event.worker_id} finished, which no longer matters")
@@ -52,7 +52,7 @@ def finish(d: Draft, event: WorkerFinished) -> None:
 
 
 def fail(d: Draft, event: WorkerFailed) -> None:
-    """A worker's train function raised: the user's error, not the infrastructure's."""
+    """Count a train function's exception: the user's error, not the infrastructure's."""
     worker, failure = d.state.workers.get(event.worker_id), event.failure
     what = f"{event.worker_id} raised {failure.error_type}: {failure.message}"
     failures = d.state.failures.again(d.now_s, _attempt_began_s(d, worker, failure))
@@ -76,10 +76,15 @@ def _attempt_began_s(d: Draft, worker: Worker | None, failure: Failure) -> float
 
 
 def stop(d: Draft, event: StopRequested) -> None:
-    """Somebody wants the job to end."""
+    """Begin to end the job, because somebody wants it."""
     if d.state.stop_s is None:
         d.state = replace(d.state, stop_s=d.now_s, stop_reason=event.reason or "a stop was asked for")
     d.answer(event.request_id, accepted=True, message="stopping after the current step")
+
+
+def refuse(d: Draft, event: RequestNotUnderstood) -> None:
+    """Turn down a request for what nobody here can do."""
+    d.answer(event.request_id, accepted=False, message=event.problem)
 
 
 # ---------------------------------------------------------------------- what ends the job
@@ -111,6 +116,6 @@ def _waits_in_vain(d: Draft) -> bool:
 
 
 def follow_stop(d: Draft) -> None:
-    """STOPPING: the job is over when all members have left."""
+    """End the job when all members have left (STOPPING)."""
     if not d.count(Life.MEMBER, Life.FINISHED):
         d.finish(Phase.STOPPED, FinishJob(Ending.STOPPED, d.state.stop_reason))

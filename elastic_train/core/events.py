@@ -130,7 +130,7 @@ class ResizeRequested(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainRequested(Event):
-    """Workers shall leave at a step boundary; by `deadline_at_s` (monotonic) they are taken, None: nobody takes them."""
+    """Workers shall leave at a step boundary; by `deadline_at_s` (monotonic) they are taken; None: by nobody."""
 
     worker_ids: tuple[WorkerId, ...]
     deadline_at_s: float | None = None
@@ -144,3 +144,11 @@ class StopRequested(Event):
 
     reason: str = ""
     request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestNotUnderstood(Event):
+    """Somebody asked for something that this controller does not know how to do."""
+
+    request_id: str
+    problem: str

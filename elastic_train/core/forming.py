@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from elastic_train.core.bounds import Backoff
 from elastic_train.core.draft import Draft
 from elastic_train.core.effects import MembershipChange, NoteMembershipEpoch, ProposeWorld, SealWorld
 from elastic_train.core.events import WorkerAcknowledged, WorldPublished
@@ -64,9 +63,7 @@ def propose(d: Draft, members: tuple[WorkerId, ...], cause: Cause, *, planned: b
     d.say(f"membership epoch {record.membership_epoch} of {len(members)} is proposed ({change.cause}: {change.reason})")
     proposal = Proposal(record, d.now_s, frozenset(members))
     probe = state.probe if planned else None
-    d.state = replace(
-        state, membership_epoch=record.membership_epoch, proposal=proposal, probe=probe, change=change
-    )
+    d.state = replace(state, membership_epoch=record.membership_epoch, proposal=proposal, probe=probe, change=change)
     if planned:
         d.enter(Phase.SWITCHING if cause is not Cause.STOP else Phase.STOPPING)
     else:
@@ -94,7 +91,7 @@ def pause(d: Draft, reason: str) -> None:
 
 
 def acknowledge(d: Draft, event: WorkerAcknowledged) -> None:
-    """A member answered the open proposal, or one before it."""
+    """Take a member's answer to the open proposal, or to one before it."""
     proposal = d.state.proposal
     if proposal is None or proposal.record.membership_epoch != event.membership_epoch:
         d.say(f"{event.worker_id} acknowledged membership epoch {event.membership_epoch}, which is overtaken")
@@ -168,7 +165,7 @@ def _dismiss_departed(d: Draft, proposal: Proposal) -> tuple[WorkerId, ...]:
 
 
 def publish(d: Draft, event: WorldPublished) -> None:
-    """The sealed world is written: its fence is known."""
+    """Note that the sealed world is written, and its fence."""
     sealing = d.state.sealing
     d.state = replace(d.state, fence=max(d.state.fence, event.fence))
     if sealing is None or sealing.proposal.record.membership_epoch != event.membership_epoch:
@@ -178,7 +175,7 @@ def publish(d: Draft, event: WorldPublished) -> None:
     change = MembershipChange(
         membership_epoch=record.membership_epoch,
         fence=event.fence,
-        world_size=len(record.members),
+        members=record.members,
         cause=record.cause,
         reason=record.reason,
         planned=record.planned,
@@ -197,18 +194,19 @@ def publish(d: Draft, event: WorldPublished) -> None:
 
 
 def press(d: Draft) -> None:
-    """FORMING: leave out who does not answer in time."""
+    """Leave out who does not answer in time (FORMING)."""
     proposal = d.state.proposal
     assert proposal is not None
     if d.is_due:
         waited_s = d.bounds.acknowledge_s(len(proposal.members))
         epoch = proposal.record.membership_epoch
-        bury(d, proposal.missing, Cause.FORMATION, f"did not acknowledge membership epoch {epoch} within {waited_s:.1f} s")
+        verdict = f"did not acknowledge membership epoch {epoch} within {waited_s:.1f} s"
+        bury(d, proposal.missing, Cause.FORMATION, verdict)
         d.enter(Phase.BROKEN, d.now_s)
 
 
 def follow_switch(d: Draft) -> None:
-    """SWITCHING: joiners answer at once; once one member left the old world, the others cannot be far."""
+    """Look after a planned change (SWITCHING): joiners answer at once, members leave the old world together."""
     proposal = d.state.proposal
     assert proposal is not None
     if not proposal.members:
@@ -234,13 +232,13 @@ def follow_switch(d: Draft) -> None:
 
 
 def follow_break(d: Draft) -> None:
-    """BROKEN: propose when the moment for further losses has passed."""
+    """Propose when the moment for further losses has passed (BROKEN)."""
     if d.is_due:
         reform(d)
 
 
 def gather(d: Draft) -> None:
-    """GATHERING, PAUSED: form a world as soon as enough workers are there."""
+    """Form a world as soon as enough workers are there (GATHERING, PAUSED)."""
     state, bounds = d.state, d.bounds
     available = _available(d)
     if not is_enough(d, available):

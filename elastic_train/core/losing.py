@@ -18,7 +18,7 @@ _TRAINING = (Phase.RUNNING, Phase.SWITCHING, Phase.STOPPING)
 
 
 def lose(d: Draft, event: WorkerLost) -> None:
-    """A worker is gone, or as good as."""
+    """Take a worker for gone."""
     worker = d.state.workers.get(event.worker_id)
     obituary = _obituary(event)
     if worker is None:
@@ -37,7 +37,7 @@ def lose(d: Draft, event: WorkerLost) -> None:
 
 
 def miss_launch(d: Draft, event: LaunchFailed) -> None:
-    """A worker that was asked for never came up."""
+    """Note that a worker that was asked for never came up."""
     worker = d.state.workers.get(event.worker_id)
     obituary = f"{event.worker_id} could not be started: {event.detail}"
     if worker is None:
@@ -98,7 +98,7 @@ def _is_needed(d: Draft, worker: Worker) -> bool:
 
 
 def is_left_out(d: Draft, worker: Worker) -> bool:
-    """Say whether a clean exit is what the open proposal asks of this member; its last record may come after the exit."""
+    """Say whether the open proposal asks this member to exit; its last record may arrive after the exit."""
     proposal = d.state.proposal
     return worker.life in _MEMBERS and proposal is not None and worker.worker_id not in proposal.members
 
@@ -145,7 +145,7 @@ def _count_young_death(d: Draft, worker: Worker) -> None:
 
 
 def suspect(d: Draft, event: WorldSuspected) -> None:
-    """A member reports its world broken or stuck."""
+    """Weigh a member's report that its world is broken or stuck."""
     suspicion, world = event.suspicion, d.state.world
     current = world is not None and suspicion.membership_epoch == world.membership_epoch
     if world is None or not current or d.state.phase not in _TRAINING:
@@ -178,7 +178,7 @@ def ask(d: Draft, why: str) -> None:
 
 
 def hear(d: Draft, event: WorkerAnsweredProbe) -> None:
-    """A member answered a probe."""
+    """Take a member's answer to a probe."""
     probe = d.state.probe
     if probe is None or probe.number != event.probe or event.worker_id not in probe.missing:
         d.say(f"{event.worker_id} answered probe {event.probe}, which is closed")
@@ -198,9 +198,9 @@ def judge(d: Draft) -> None:
     d.state = replace(d.state, probe=None)
     silent = {worker.worker_id for worker in d.survivors()} & probe.missing
     patience_s = bounds.hang_timeout_s
-    busy = {worker_id: spent_s for worker_id, (what, spent_s) in probe.answers.items() if what is Activity.COMPUTING}
-    hung = [worker_id for worker_id, spent_s in busy.items() if spent_s > patience_s]
-    idle = {worker_id: spent_s for worker_id, (what, spent_s) in probe.answers.items() if what is not Activity.COMPUTING}
+    busy = {who: spent_s for who, (what, spent_s) in probe.answers.items() if what is Activity.COMPUTING}
+    idle = {who: spent_s for who, (what, spent_s) in probe.answers.items() if what is not Activity.COMPUTING}
+    hung = [who for who, spent_s in busy.items() if spent_s > patience_s]
     if silent:
         waited_s = bounds.acknowledge_s(len(probe.missing) + len(probe.answers))
         bury(d, silent, Cause.LOSS, f"gave no sign of life within {waited_s:.1f} s: its process is stopped or blocked")

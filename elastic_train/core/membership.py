@@ -1,15 +1,14 @@
 """The membership protocol's decisions: events in, effects out; no I/O, no clock, no randomness.
 
-`TABLE` says what each event does in each phase and where it may lead; a pair that is not in it cannot happen and raises.
-After the event's own rule, the phase's rule draws what follows from the state and the time. See docs/membership-protocol.md.
-The shape is that of h11's tables and etcd-io/raft's sans-IO core.
+`TABLE` says what each event does in each phase and where it may lead; a pair that is not in it cannot happen and
+raises. After the event's own rule, the phase's rule draws what follows from the state and the time. See
+docs/membership-protocol.md. The shape is that of h11's tables and etcd-io/raft's sans-IO core.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from elastic_train.core.bounds import Bounds
 from elastic_train.core.draft import Draft
@@ -22,31 +21,15 @@ from elastic_train.core.effects import (
     NoteMembershipEpoch,
     RememberJob,
 )
-from elastic_train.core.ending import end_if_done, fail, finish, follow_stop, leave, stop
-from elastic_train.core.events import (
-    DrainRequested,
-    Event,
-    LaunchFailed,
-    ResizeRequested,
-    StopRequested,
-    Tick,
-    WorkerAcknowledged,
-    WorkerAnsweredProbe,
-    WorkerAppeared,
-    WorkerFailed,
-    WorkerFinished,
-    WorkerLeft,
-    WorkerLost,
-    WorkerReady,
-    WorldPublished,
-    WorldSuspected,
-)
-from elastic_train.core.forming import acknowledge, follow_break, follow_switch, gather, press, publish
-from elastic_train.core.losing import hear, judge, lose, miss_launch, suspect
-from elastic_train.core.staffing import appear, drain, may_launch, plan, resize, scan, shortage, staff, welcome
+from elastic_train.core.ending import end_if_done, follow_stop
+from elastic_train.core.events import Event
+from elastic_train.core.forming import follow_break, follow_switch, gather, press
+from elastic_train.core.losing import judge
+from elastic_train.core.staffing import may_launch, plan, scan, shortage, staff
+from elastic_train.core.table import TABLE, WAITING
 from elastic_train.core.world import JobState, Phase
 
-__all__ = ["TABLE", "ImpossibleEvent", "Row", "Transition", "step", "wake_at"]
+__all__ = ["TABLE", "ImpossibleEvent", "Transition", "step", "wake_at"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +39,6 @@ class Transition:
     state: JobState
     effects: tuple[Effect, ...]
     reason: str  # for a person
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What an event does in a phase, and the phases it may lead to (its own is always one)."""
-
-    handler: Callable[[Draft, Any], None]
-    goes_to: frozenset[Phase]
 
 
 class ImpossibleEvent(AssertionError):
@@ -100,7 +75,7 @@ def wake_at(state: JobState, bounds: Bounds) -> float | None:
     times = [state.due_s, state.scan_s, None if state.probe is None else state.probe.deadline_s]
     if state.launch_s > state.now_s and shortage(state) > 0 and may_launch(state) and bounds.capacity != 0:
         times.append(state.launch_s)
-    if bounds.pause_timeout_s is not None and state.phase in (Phase.GATHERING, Phase.PAUSED) and state.short_s is not None:
+    if bounds.pause_timeout_s is not None and state.phase in WAITING and state.short_s is not None:
         times.append(state.short_s + bounds.pause_timeout_s)
     if state.stop_s is not None:
         times.append(state.stop_s + bounds.stop_timeout_s)
@@ -148,17 +123,4 @@ _RULES: Mapping[Phase, Callable[[Draft], None]] = {
     Phase.BROKEN: follow_break,
     Phase.PAUSED: gather,
     Phase.STOPPING: follow_stop,
-}
-
-
-def _pass(d: Draft, event: Tick) -> None:
-    """Let time pass: the phase's rule does the rest."""
-
-
-LIVE = frozenset(phase for phase in Phase if not phase.is_terminal)
-TABLE: Mapping[tuple[Phase, type[Event]], Row] = {
-    (p, e): Row(h, frozenset(Phase)) for p in LIVE for e, h in {
-        Tick: _pass, WorkerAppeared: appear, WorkerReady: welcome, WorkerAcknowledged: acknowledge, WorkerAnsweredProbe: hear,
-        WorkerLeft: leave, WorkerFinished: finish, WorkerFailed: fail, WorkerLost: lose, LaunchFailed: miss_launch, WorldSuspected: suspect,
-        WorldPublished: publish, ResizeRequested: resize, DrainRequested: drain, StopRequested: stop}.items()
 }

@@ -197,6 +197,7 @@ class ControlRequest(_Record):
     workers: int | None = None  # resize: the wanted number
     worker_id: WorkerId | None = None  # drain: which
     reason: str = ""
+    deadline_s: float | None = None  # drain: from now until it is taken; None: nobody takes it
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ _OUTSIDE = (Life.LAUNCHED, Life.STARTING, Life.READY)
 
 
 def appear(d: Draft, event: WorkerAppeared) -> None:
-    """A worker wrote its first record."""
+    """Note a worker's first record."""
     if event.worker_id in d.state.gone:
         d.say(f"{event.worker_id} is known to be gone")
         return
@@ -38,7 +38,7 @@ def appear(d: Draft, event: WorkerAppeared) -> None:
 
 
 def welcome(d: Draft, event: WorkerReady) -> None:
-    """A worker stands at its first step."""
+    """Note that a worker stands at its first step."""
     appear_first = event.worker_id not in d.state.workers and event.worker_id not in d.state.gone
     if appear_first:
         appear(d, WorkerAppeared(at_s=event.at_s, worker_id=event.worker_id))
@@ -55,15 +55,16 @@ def scan(d: Draft) -> None:
     """End whoever has been starting or leaving for too long."""
     bounds = d.bounds
     patience = {
-        Life.LAUNCHED: (bounds.start_timeout_s, f"wrote no record within {bounds.start_timeout_s:.0f} s of its launch"),
-        Life.STARTING: (bounds.ready_timeout_s, f"did not come to its first step within {bounds.ready_timeout_s:.0f} s"),
-        Life.LEAVING: (bounds.leave_timeout_s, f"was to leave, but did not exit within {bounds.leave_timeout_s:.0f} s"),
+        Life.LAUNCHED: (bounds.start_timeout_s, "wrote no record"),
+        Life.STARTING: (bounds.ready_timeout_s, "did not come to its first step"),
+        Life.LEAVING: (bounds.leave_timeout_s, "was to leave, but did not exit"),
     }
     d.state = replace(d.state, scan_s=None)
     for worker in tuple(d.state.workers.values()):
         if worker.life not in patience:
             continue
-        limit_s, verdict = patience[worker.life]
+        limit_s, failing = patience[worker.life]
+        verdict = f"{failing} within {limit_s:.0f} s"
         if d.now_s < worker.since_s + limit_s:
             d.scan_by(worker.since_s + limit_s)
         elif worker.life is Life.LEAVING:
@@ -161,7 +162,7 @@ def _age(worker: Worker) -> tuple[float, WorkerId]:
 
 
 def resize(d: Draft, event: ResizeRequested) -> None:
-    """Somebody wants another number of workers."""
+    """Change the number of workers that are wanted."""
     before, bounds = d.state.wanted, d.bounds
     problem = "the job is being stopped" if d.state.stop_s is not None else bounds.refusal(event.workers)
     if problem:
@@ -176,7 +177,7 @@ def resize(d: Draft, event: ResizeRequested) -> None:
 
 
 def drain(d: Draft, event: DrainRequested) -> None:
-    """Somebody wants workers to leave, or knows that they will be taken."""
+    """Mark workers that shall leave, or will be taken."""
     known = [d.state.workers[worker_id] for worker_id in event.worker_ids if worker_id in d.state.workers]
     known = [worker for worker in known if worker.life is not Life.LEAVING]
     names = ", ".join(event.worker_ids)
@@ -215,7 +216,7 @@ def _drain_due_s(d: Draft, deadline_at_s: float | None) -> float:
 
 
 def plan(d: Draft) -> None:
-    """RUNNING: begin a planned change if one is due."""
+    """Begin a planned change if one is due (RUNNING)."""
     state = d.state
     d.wait_until(None)
     if state.stop_s is not None:
@@ -267,8 +268,8 @@ def _admission_s(d: Draft) -> float:
     state, bounds = d.state, d.bounds
     assert state.world is not None
     ready = [worker.since_s for worker in state.workers.values() if worker.life is Life.READY and worker.drain is None]
-    more = d.count(Life.LAUNCHED, Life.STARTING) and len(ready) < state.wanted - d.count(Life.MEMBER) + len(state.draining)
-    batch_s = bounds.join_batch_s if more else 0.0
+    room = state.wanted - d.count(Life.MEMBER) + len(state.draining)
+    batch_s = bounds.join_batch_s if len(ready) < room and d.count(Life.LAUNCHED, Life.STARTING) else 0.0
     flapping_s = state.young_deaths.delay_s(bounds.relaunch_delay_s, bounds.relaunch_delay_max_s)
     return max(
         min(ready) + batch_s,

@@ -151,6 +151,9 @@ class Sealing:
     sealed_at_s: float
 
 
+_NEVER = Backoff()
+
+
 @dataclass(frozen=True, slots=True)
 class JobState:
     """All that the core knows."""
@@ -181,11 +184,11 @@ class JobState:
     stop_s: float | None = None  # when a stop was asked for
     stop_reason: str = ""
 
-    failures: Backoff = Backoff()  # of user code
-    start_failures: Backoff = Backoff()  # before a worker was ready, in a row
-    young_deaths: Backoff = Backoff()
-    breaks: Backoff = Backoff()  # of worlds that broke though nobody was lost
-    growths: Backoff = Backoff()  # planned changes that took joiners in
+    failures: Backoff = _NEVER  # of user code
+    start_failures: Backoff = _NEVER  # before a worker was ready, in a row
+    young_deaths: Backoff = _NEVER
+    breaks: Backoff = _NEVER  # of worlds that broke though nobody was lost
+    growths: Backoff = _NEVER  # planned changes that took joiners in
 
     @classmethod
     def initial(cls, bounds: Bounds, at_s: float) -> JobState:

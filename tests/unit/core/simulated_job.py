@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from elastic_train.core.bounds import Bounds
 from elastic_train.core.effects import (
@@ -41,8 +41,9 @@ from elastic_train.core.events import (
     WorldPublished,
     WorldSuspected,
 )
-from elastic_train.core.membership import TABLE, step, wake_at
+from elastic_train.core.membership import step, wake_at
 from elastic_train.core.records import Activity, Failure, Suspicion, WorkerId, WorldRecord
+from elastic_train.core.table import TABLE
 from elastic_train.core.world import JobState, Life, Phase
 
 Choose = Callable[[int], int]
@@ -94,12 +95,11 @@ class SimulatedJob:
         transition = step(before, event, self.bounds)
         self.state = transition.state
         self.observed[before.phase, type(event).__name__, self.state.phase] += 1
-        assert self.state.phase is before.phase or self.state.phase in TABLE[before.phase, type(event)].goes_to, (
-            before.phase, type(event).__name__, self.state.phase)
+        declared = TABLE[before.phase, type(event)].goes_to | TABLE[before.phase, Tick].goes_to | {before.phase}
+        assert self.state.phase in declared, f"{before.phase} + {type(event).__name__} led to {self.state.phase}"
         if not isinstance(event, Tick) or transition.effects or transition.reason:
-            self.log.append(
-                f"{self.now_s:9.3f} {before.phase} + {event} -> {self.state.phase}: {transition.reason} {transition.effects}"
-            )
+            led_to = f"{self.state.phase}: {transition.reason} {transition.effects}"
+            self.log.append(f"{self.now_s:9.3f} {before.phase} + {event} -> {led_to}")
             assert transition.reason, f"{event} was decided without a reason"
         for effect in transition.effects:
             self._perform(effect)
@@ -194,7 +194,9 @@ class SimulatedJob:
 
     def _acknowledgement(self, worker: SimulatedWorker, world: WorldRecord) -> Event:
         worker.acknowledged = world.membership_epoch
-        return WorkerAcknowledged(at_s=0, worker_id=worker.worker_id, membership_epoch=world.membership_epoch, version=7)
+        return WorkerAcknowledged(
+            at_s=0, worker_id=worker.worker_id, membership_epoch=world.membership_epoch, version=7
+        )
 
     # ------------------------------------------------------------------ faults
 
@@ -203,7 +205,9 @@ class SimulatedJob:
         if not worker.alive:
             return
         worker.alive = False
-        worker.said.append(WorkerLost(at_s=0, worker_id=worker.worker_id, why=why, exit_code=code if why is Loss.EXITED else None))
+        worker.said.append(
+            WorkerLost(at_s=0, worker_id=worker.worker_id, why=why, exit_code=code if why is Loss.EXITED else None)
+        )
         if why is Loss.EXITED:
             worker.said.append(WorkerLost(at_s=0, worker_id=worker.worker_id, why=Loss.LEASE))
 
@@ -219,7 +223,9 @@ class SimulatedJob:
         if world is None or self.world is None or self.world.stage == "ended":
             return False
         members = [self.workers[member] for member in world.members]
-        able = [w for w in members if w.alive and not w.stopped and not w.finished and w.sealed == world.membership_epoch]
+        able = [
+            w for w in members if w.alive and not w.stopped and not w.finished and w.sealed == world.membership_epoch
+        ]
         reporter = next((worker for worker in able if worker.acknowledged <= world.membership_epoch), None)
         if reporter is None or self._trains(world):
             return False
@@ -262,38 +268,53 @@ class SimulatedJob:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case LaunchWorkers(worker_ids):
-                for worker_id in worker_ids:
-                    assert worker_id not in self.workers, f"{worker_id} is used twice"
-                    self.workers[worker_id] = SimulatedWorker(worker_id)
-                    self.launches.append(self.now_s)
+                self._launch(worker_ids)
             case KillWorker(worker_id):
-                worker = self.workers[worker_id]
-                if not worker.external:
-                    worker.stopped = False
-                    self.kill(worker)
+                self._end(self.workers[worker_id])
             case ProposeWorld(record) | EndWorld(record):
-                self.world = record
-                self._see(record)
+                self._publish(record)
             case SealWorld(record):
-                assert record.membership_epoch not in self.sealed, "two worlds of one membership epoch"
-                self.world = record
-                self.sealed[record.membership_epoch] = record
-                self.reformations.append(self.now_s)
-                self.revision += 3
-                self.internal.append(
-                    WorldPublished(at_s=self.now_s, membership_epoch=record.membership_epoch, fence=self.revision)
-                )
-                self._see(record)
+                self._seal(record)
             case ProbeWorld(record):
-                for worker in self.workers.values():
-                    if worker.alive and not worker.stopped:
-                        self._answer_probe(worker, record.number)
+                self._probe(record.number)
             case FinishJob():
                 self.outcome = effect
             case NoteMembershipEpoch(change):
                 assert change.took_s >= 0
             case _:
                 pass
+
+    def _launch(self, worker_ids: tuple[WorkerId, ...]) -> None:
+        for worker_id in worker_ids:
+            assert worker_id not in self.workers, f"{worker_id} is used twice"
+            self.workers[worker_id] = SimulatedWorker(worker_id)
+            self.launches.append(self.now_s)
+
+    def _end(self, worker: SimulatedWorker) -> None:
+        if not worker.external:
+            worker.stopped = False
+            self.kill(worker)
+
+    def _publish(self, record: WorldRecord) -> None:
+        self.world = record
+        for worker in list(self.workers.values()):
+            if worker.alive and not worker.stopped:
+                self._react(worker, record)
+
+    def _seal(self, record: WorldRecord) -> None:
+        assert record.membership_epoch not in self.sealed, "two worlds of one membership epoch"
+        self.sealed[record.membership_epoch] = record
+        self.reformations.append(self.now_s)
+        self.revision += 3
+        self.internal.append(
+            WorldPublished(at_s=self.now_s, membership_epoch=record.membership_epoch, fence=self.revision)
+        )
+        self._publish(record)
+
+    def _probe(self, number: int) -> None:
+        for worker in self.workers.values():
+            if worker.alive and not worker.stopped:
+                self._answer_probe(worker, number)
 
     def _answer_probe(self, worker: SimulatedWorker, number: int) -> None:
         worker.probed = number
@@ -302,14 +323,11 @@ class SimulatedJob:
             WorkerAnsweredProbe(at_s=0, worker_id=worker.worker_id, probe=number, activity=activity, activity_s=1.0)
         )
 
-    def _see(self, record: WorldRecord) -> None:
-        for worker in list(self.workers.values()):
-            if worker.alive and not worker.stopped:
-                self._react(worker, record)
-
     def _react(self, worker: SimulatedWorker, record: WorldRecord) -> None:
         member, took_part = worker.worker_id in record.members, worker.sealed > 0
-        if record.stage == "ended" or (not member and took_part and not (record.stage == "proposed" and record.planned)):
+        if record.stage == "ended" or (
+            not member and took_part and not (record.stage == "proposed" and record.planned)
+        ):
             self._walk_out(worker)
         elif not member:
             return
@@ -339,7 +357,9 @@ class SimulatedJob:
         counted = Counter(worker.life for worker in state.workers.values())
         assert counted == Counter({life: n for life, n in state.census.items() if n}), "the census is wrong"
         assert state.draining == {
-            w.worker_id for w in state.workers.values() if w.drain is not None and w.life not in (Life.LEAVING, Life.FINISHED)
+            w.worker_id
+            for w in state.workers.values()
+            if w.drain is not None and w.life not in (Life.LEAVING, Life.FINISHED)
         }
         for record in filter(None, (state.world and state.world.record, state.proposal and state.proposal.record)):
             assert len(set(record.members)) == len(record.members), "a worker has two ranks"
@@ -368,8 +388,6 @@ class SimulatedJob:
 
 
 def _restamped(event: Event, at_s: float) -> Event:
-    from dataclasses import replace
-
     return replace(event, at_s=at_s)
 
 
@@ -377,6 +395,22 @@ def nemesis(job: SimulatedJob, choose: Choose) -> None:
     """Do one thing: most often let the job go on, sometimes hurt it."""
     alive = [worker for worker in job.workers.values() if worker.alive]
     what = choose(80)
+    if what < 63:
+        _go_on(job, what, choose)
+    elif what == 63:
+        job.join()
+    elif what == 64:
+        workers = choose(job.bounds.max_workers + 2)
+        job.request(ResizeRequested(at_s=job.now_s, workers=workers, request_id=f"r{job.now_s}"))
+    elif what == 65 and choose(6) == 0:
+        job.request(StopRequested(at_s=job.now_s, reason="enough", request_id="stop"))
+    elif what == 66 and choose(3) == 0:
+        job.finish_world()
+    elif alive:
+        _hurt(job, alive[choose(len(alive))], what, choose)
+
+
+def _go_on(job: SimulatedJob, what: int, choose: Choose) -> None:
     if what < 30:
         job.deliver(choose)
     elif what < 48:
@@ -385,18 +419,8 @@ def nemesis(job: SimulatedJob, choose: Choose) -> None:
         job.tick()
     elif what < 60:
         job.pass_time((0.001, 0.01, 0.03, 0.1, 0.5, 2.0, 15.0, 100.0)[choose(8) if choose(4) == 0 else choose(4)])
-    elif what < 63:
+    else:
         job.complain()
-    elif what == 63:
-        job.join()
-    elif what == 64:
-        job.request(ResizeRequested(at_s=job.now_s, workers=choose(job.bounds.max_workers + 2), request_id=f"r{job.now_s}"))
-    elif what == 65 and choose(6) == 0:
-        job.request(StopRequested(at_s=job.now_s, reason="enough", request_id="stop"))
-    elif what == 66 and choose(3) == 0:
-        job.finish_world()
-    elif alive:
-        _hurt(job, alive[choose(len(alive))], what, choose)
 
 
 def _hurt(job: SimulatedJob, worker: SimulatedWorker, what: int, choose: Choose) -> None:
@@ -412,7 +436,9 @@ def _hurt(job: SimulatedJob, worker: SimulatedWorker, what: int, choose: Choose)
         job.fail(worker)
     elif what in (75, 76):
         deadline = (None, job.now_s + 1.0, job.now_s + 60.0)[choose(3)]
-        job.request(DrainRequested(at_s=job.now_s, worker_ids=(worker.worker_id,), deadline_at_s=deadline, request_id=None))
+        job.request(
+            DrainRequested(at_s=job.now_s, worker_ids=(worker.worker_id,), deadline_at_s=deadline, request_id=None)
+        )
     elif what == 77 and not worker.ready and not worker.external:
         worker.alive = False
         worker.said.clear()
@@ -422,13 +448,15 @@ def _hurt(job: SimulatedJob, worker: SimulatedWorker, what: int, choose: Choose)
 
 
 def heal(job: SimulatedJob, limit: int = 2000) -> int:
-    """End all faults, let everything behave, and return how many moves it took until training went on or the job ended."""
+    """End all faults, let all behave, and return how many moves it took until training went on or the job ended."""
     for worker in job.workers.values():
         if worker.stopped and worker.external:
             worker.alive = False  # its machine is given up: the lease ends
             worker.said.append(WorkerLost(at_s=0, worker_id=worker.worker_id, why=Loss.LEASE))
     for moves in range(limit):
-        if job.state.phase.is_terminal or (job.is_healthy and not any(w.said for w in job.workers.values()) and not job.internal):
+        if job.state.phase.is_terminal or (
+            job.is_healthy and not any(w.said for w in job.workers.values()) and not job.internal
+        ):
             return moves
         if job.deliver(_first) or job.progress(_first) or (not job.state.probe and job.complain()):
             continue
