@@ -81,11 +81,11 @@ class Committer:
         try:
             return self._commit_with(self._take(root), operations, guards)
         except _MarkerLostError:
-            pass  # a prefix delete from far above, or an operator's
+            pass  # an operator's doing, or a prefix delete from far above
         except Refused as refusal:
             if refusal.failure is not Failure.LEASE_NOT_FOUND or refusal.tries > 1:
                 raise refusal.translated() from refusal
-            self._forget_lease()  # the lease that is gone may be the marker's
+        self._forget_lease()  # the lease that is gone may be the markers'
         try:
             return self._commit_with(self._take(root), operations, guards)
         except _MarkerLostError:
