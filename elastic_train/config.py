@@ -161,7 +161,7 @@ class TimeoutConfig:
     lease_ttl_s: float = 10.0
     ack_timeout_s: float = 1.0
     coalesce_s: float = 0.02
-    join_batch_s: float = 1.0
+    join_batch_s: float = 0.2
     formation_timeout_s: float = 10.0
     start_timeout_s: float = 60.0
     coordination_deadline_s: float = 10.0

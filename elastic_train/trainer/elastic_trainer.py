@@ -17,11 +17,17 @@ from elastic_train.config import (
     check_job_name,
     read_environment,
 )
-from elastic_train.errors import ConfigurationError
+from elastic_train.core.records import ControlRequest, WorkerId
+from elastic_train.errors import ConfigurationError, UsageError
+from elastic_train.trainer.controls import JobControls, JobStatus
 from elastic_train.trainer.job_directory import JobDirectory, locate
+from elastic_train.trainer.job_run import JobRun
+from elastic_train.trainer.narrator import OnStep
 from elastic_train.trainer.payload import dump_payload
 from elastic_train.trainer.result import Result
 from elastic_train.trainer.settings import JobSettings, default_name
+
+_ANSWER_TIMEOUT_S = 30.0
 
 
 class ElasticTrainer:
@@ -40,6 +46,7 @@ class ElasticTrainer:
         framework: The adapter that forms groups and runs steps.
         preload: Further modules that the warm worker pool imports in advance.
         progress: Show a live view (on a terminal) or plain lines; False: logs only.
+        on_step: Called with the StepMetrics of every committed step, in the thread that runs `fit`.
         work_dir: The job's directory; default: ``$ELASTIC_TRAIN_HOME/<name>`` or ``~/elastic_train/<name>``.
 
     Raises:
@@ -67,6 +74,7 @@ class ElasticTrainer:
         preload: Sequence[str] = (),
         progress: bool | None = None,
         work_dir: str | os.PathLike[str] | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
         environment = read_environment(os.environ)
         coordination = coordination or environment.coordination
@@ -88,6 +96,8 @@ class ElasticTrainer:
             preload=tuple(preload),
             progress=progress if progress is not None else environment.progress is not False,
         )
+        self._on_step = on_step
+        self._run: JobRun | None = None
         self._directory: JobDirectory = locate(
             self._settings.name, Path(work_dir) if work_dir is not None else None, environment
         )
@@ -111,9 +121,17 @@ class ElasticTrainer:
             TrainingFailed: The train function raised; carries its traceback.
             JobStopped: The job was stopped; carries the result so far.
             NotEnoughWorkers: It stood below `min_workers` for longer than allowed.
+            UsageError: The train function returned without taking a step.
+            LaunchError: No worker comes up.
             CoordinationUnavailable: The coordination service went away for good.
+            KeyboardInterrupt: Ctrl-C was pressed twice.
         """
-        raise NotImplementedError
+        run = JobRun(self._settings, self._directory, self._payload, self._on_step)
+        self._run = run
+        try:
+            return run.run()
+        finally:
+            self._run = None
 
     def resize(self, workers: int) -> str:
         """Ask for another number of workers, within the bounds; return the controller's answer.
@@ -121,7 +139,8 @@ class ElasticTrainer:
         Raises:
             UsageError: `fit` is not running, or the request was refused.
         """
-        raise NotImplementedError
+        controls = self._controls()
+        return self._ask(controls.resize(workers, reason="trainer.resize"))
 
     def drain(self, worker_id: str) -> str:
         """Ask one worker to leave at the next step boundary; return the controller's answer.
@@ -129,7 +148,8 @@ class ElasticTrainer:
         Raises:
             UsageError: `fit` is not running, or the request was refused.
         """
-        raise NotImplementedError
+        controls = self._controls()
+        return self._ask(controls.drain(WorkerId(worker_id), reason="trainer.drain"))
 
     def stop(self) -> None:
         """End the job after the current step, with a checkpoint; `fit` then raises JobStopped.
@@ -137,7 +157,29 @@ class ElasticTrainer:
         Raises:
             UsageError: `fit` is not running.
         """
-        raise NotImplementedError
+        self._ask(self._controls().stop(reason="trainer.stop"))
+
+    def status(self) -> JobStatus:
+        """Return how the job stands: its world, its workers, its progress.
+
+        Raises:
+            UsageError: `fit` is not running.
+        """
+        return self._controls().status()
+
+    def _ask(self, request: ControlRequest) -> str:
+        answer = self._controls().answer(request, _ANSWER_TIMEOUT_S)
+        if not answer.accepted:
+            raise UsageError(f"job {self.name!r}: {answer.message}")
+        return answer.message
+
+    def _controls(self) -> JobControls:
+        run = self._run
+        if run is None or run.controls is None:
+            raise UsageError(
+                f"job {self.name!r} does not run: call this from another thread or from on_step during fit()"
+            )
+        return run.controls
 
 
 def _instance(parameter: str, value: Any, kind: type[Any]) -> Any:

@@ -90,6 +90,11 @@ class JobDirectory:
         return self.path / "payload" / "train.pickle"
 
     @property
+    def coordination_file(self) -> Path:
+        """File with the URL of the coordination service, for the workers."""
+        return self.path / "payload" / "coordination"
+
+    @property
     def default_storage(self) -> str:
         """URL of the storage used where the user names none."""
         return (self.path / "checkpoints").as_uri()
@@ -137,9 +142,7 @@ class JobDirectory:
             started_at=time.time(),
         )
         new = self.path / "job.json.new"
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY_FILE), "w") as file:
-            json.dump(asdict(record), file, indent=2)
+        _write_privately(new, json.dumps(asdict(record), indent=2).encode())
         new.replace(self.path / "job.json")
 
     def release(self) -> None:
@@ -156,8 +159,11 @@ class JobDirectory:
 
     def write_payload(self, data: bytes) -> None:
         """Write the pickled train function, readable by the owner only."""
-        with os.fdopen(os.open(self.payload, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWNER_ONLY_FILE), "wb") as file:
-            file.write(data)
+        _write_privately(self.payload, data)
+
+    def write_coordination(self, url: str) -> None:
+        """Write where the coordination service is, readable by the owner only: the URL may hold a password."""
+        _write_privately(self.coordination_file, url.encode())
 
     def _lock(self) -> int:
         path = self.path / ".lock"
@@ -193,6 +199,11 @@ class JobDirectory:
             number = directory.name.removeprefix("run-")
             if number.isdecimal():
                 yield int(number), directory
+
+
+def _write_privately(path: Path, data: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWNER_ONLY_FILE), "wb") as file:
+        file.write(data)
 
 
 def locate(name: str, work_dir: str | Path | None, environment: Environment) -> JobDirectory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from elastic_train.core.records import JobRecord, Keys
@@ -9,9 +10,11 @@ from elastic_train.errors import GuardFailed, JobAlreadyRunning
 from elastic_train.ports import Coordination, Delete, Guard, Put
 from elastic_train.trainer.settings import JobSettings
 
+_log = logging.getLogger(__name__)
 
-def create_job(coordination: Coordination, settings: JobSettings, storage: str) -> JobRecord:
-    """Write the job's record, over what an earlier run left.
+
+def create_job(coordination: Coordination, settings: JobSettings, storage: str) -> int:
+    """Write the job's record, over what an earlier run left; return its revision.
 
     Raises:
         JobAlreadyRunning: A controller of this job lives, or another driver was first.
@@ -32,20 +35,25 @@ def create_job(coordination: Coordination, settings: JobSettings, storage: str) 
     known = coordination.get(keys.job)
     guards = [Guard(keys.job, 0 if known is None else known.mod_revision), Guard(keys.leader, 0)]
     try:
-        coordination.commit([*_sweep(keys), Put(keys.job, record.to_bytes())], guards)
+        return coordination.commit([*_sweep(keys), Put(keys.job, record.to_bytes())], guards)
     except GuardFailed:
         raise JobAlreadyRunning(
             settings.name,
             "is already running on this coordination service. Look at it with "
             f"'elastic-train status {settings.name} --coordination URL', wait for it, or choose another name",
         ) from None
-    return record
 
 
-def remove_job(coordination: Coordination, job: str) -> None:
-    """Delete everything below the job's prefix but the pointer to its newest checkpoint."""
+def remove_job(coordination: Coordination, job: str, revision: int) -> None:
+    """Delete everything below the job's prefix but the pointer to its newest checkpoint.
+
+    If the record is another's by now (its revision is not what `create_job` returned), so are the keys: they stay.
+    """
     keys = Keys(job)
-    coordination.commit([*_sweep(keys), Delete(keys.job)])
+    try:
+        coordination.commit([*_sweep(keys), Delete(keys.job)], [Guard(keys.job, revision)])
+    except GuardFailed:
+        _log.warning("the keys of job %r are left alone: another driver has begun it anew", job)
 
 
 def _sweep(keys: Keys) -> list[Delete]:

@@ -79,10 +79,10 @@ class LoopSeen:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSeen:
-    """A checkpoint was committed."""
+    """A checkpoint was committed; `version` counts the transactions (steps and evaluations) in it."""
 
     at: float
-    step: int
+    version: int
     key: str
 
 

@@ -33,7 +33,7 @@ def error_of(finish: FinishJob, result: Result) -> ElasticTrainError | None:
             )
         case Ending.NO_START:
             return LaunchError(
-                f"job {result.name!r}: workers end before their first step: {finish.reason}. Their logs: {_logs(result)}"
+                f"job {result.name!r}: workers end before their first step: {finish.reason}. Logs: {_logs(result)}"
             )
         case Ending.NOT_ENOUGH_WORKERS:
             return NotEnoughWorkers(result.name, f"{finish.reason}. Bring more workers, or lower min_workers")

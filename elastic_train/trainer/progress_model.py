@@ -138,7 +138,7 @@ class ProgressModel:
                 self.total_steps = seen.total_steps
                 return ()
             case CheckpointSeen():
-                return [Happening(seen.at, f"checkpoint of step {seen.step} committed")]
+                return [Happening(seen.at, f"checkpoint {seen.key} committed")]
             case FailureSeen(failure=failure):
                 where = "" if failure.step is None else f" in step {failure.step}"
                 rank = "" if failure.rank is None else f" (rank {failure.rank})"

@@ -44,7 +44,7 @@ class MembershipChange:
 class Checkpoint:
     """A committed checkpoint in the job's storage."""
 
-    step: int
+    version: int  # transactions (steps and evaluations) in its state
     key: str  # its name within the storage
     storage: str  # the storage's URL
 

@@ -42,7 +42,8 @@ class WorkerSpec:
 
     Attributes:
         job: Name of the job; with `coordination` it finds everything else there (JobRecord).
-        coordination: URL of the coordination service, always given.
+        coordination: URL of the coordination service, or the path of a file that holds it by the time a worker starts
+            (so the warm pool can import while the service comes up, and no password is in a process's arguments).
         payload: File with the pickled train function (``payload.load_payload``).
         journal: Directory in which the worker writes its own journal.
         storage: URL below which the job's checkpoints lie.
@@ -75,6 +76,10 @@ class WorkerSpec:
     def from_dict(cls, raw: dict[str, Any]) -> WorkerSpec:
         """Read it back; unknown fields are left out."""
         return cls(**{name: value for name, value in raw.items() if name in cls.__dataclass_fields__})
+
+    def coordination_url(self) -> str:
+        """Return where the coordination service is."""
+        return self.coordination if "://" in self.coordination else Path(self.coordination).read_text()
 
     def checkpoint_config(self) -> CheckpointConfig:
         """Return when to checkpoint."""

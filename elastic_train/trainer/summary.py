@@ -113,5 +113,5 @@ def _legend(goodput: Goodput) -> Iterator[tuple[str, str]]:
 def _places(result: Result) -> Text:
     lines = [f"journal     {result.journal_path}"]
     if result.checkpoint is not None:
-        lines.insert(0, f"checkpoint  step {result.checkpoint.step} in {result.checkpoint.storage}")
+        lines.insert(0, f"checkpoint  {result.checkpoint.key} in {result.checkpoint.storage}")
     return Text("\n".join(lines), style="dim", overflow="fold")

@@ -54,7 +54,7 @@ def _worker(spec: WorkerSpec, place: _Place) -> Iterator[Runtime]:
     timeouts = spec.timeout_config()
     journal = Journal(Path(spec.journal) / f"{place.worker_id}.jsonl", source=place.worker_id, node=node)
     journal.record("worker_started", worker_id=place.worker_id, pid=os.getpid(), node=node)
-    coordination = connect(spec.coordination)
+    coordination = connect(spec.coordination_url())
     record = WorkerRecord(worker_id=place.worker_id, status=WorkerStatus.STARTING, node=node, pid=os.getpid())
     agent = Agent(coordination, Keys(spec.job), record, timeouts.lease_ttl_s)
     framework = load_framework(spec.framework)

@@ -72,8 +72,15 @@ def test_a_job_with_a_living_controller_is_not_begun_again(coordination: Coordin
 
 
 def test_the_end_of_a_job_leaves_other_jobs_and_the_checkpoint_alone(coordination: Coordination) -> None:
-    create_job(coordination, _settings(), "file:///x")
+    revision = create_job(coordination, _settings(), "file:///x")
     create_job(coordination, _settings("digits2"), "file:///x")
     _leave_behind(coordination)
-    remove_job(coordination, "digits")
+    remove_job(coordination, "digits", revision)
     assert _keys(coordination) == [KEYS.checkpoint, Keys("digits2").job]
+
+
+def test_the_keys_of_a_run_that_has_taken_over_stay(coordination: Coordination) -> None:
+    revision = create_job(coordination, _settings(), "file:///x")
+    create_job(coordination, _settings(), "file:///x")
+    remove_job(coordination, "digits", revision)
+    assert _keys(coordination) == [KEYS.job]

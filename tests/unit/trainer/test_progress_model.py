@@ -26,7 +26,7 @@ def test_the_story_is_told_in_sentences() -> None:
         "3 workers go on at step 20, first step after 0.14 s",
         "w0005 joins",
         "4 workers go on at step 30, first step after 0.15 s",
-        "checkpoint of step 40 committed",
+        "checkpoint step-40 committed",
         "w0004 is drained",
         "3 workers go on at step 40, first step after 0.20 s",
     ]
