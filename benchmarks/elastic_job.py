@@ -34,8 +34,8 @@ def train(config: dict[str, Any]) -> None:
         with step:
             for inputs, targets in step:
                 loss = step.backward(nn.functional.cross_entropy(model(inputs), targets))
+                step.report(loss=loss)
             optimizer.step()
-            step.report(loss=loss)
 
 
 class Ballast(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 _ELEMENTS = 1_000_978  # of the benchmarks' perceptron
 _REDUCTIONS = 10_000_000
@@ -22,7 +23,7 @@ _REDUCTIONS = 10_000_000
 def _join(store: Any, name: str, rank: int, world_size: int) -> None:
     dist.init_process_group(
         "gloo",
-        store=dist.PrefixStore(name, store),
+        store=PrefixStore(name, store),
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=60),
@@ -30,8 +31,7 @@ def _join(store: Any, name: str, rank: int, world_size: int) -> None:
 
 
 def reform_floor(world_size: int, repeats: int) -> list[float]:
-    """Return the least that losing one of `world_size` can cost over gloo, in seconds: noticing, and re-making the
-    group.
+    """Return the least that losing one of `world_size` costs over gloo, in seconds.
 
     gloo tells only the victim's neighbours of its death (the others wait out their time-out), so noticing is measured
     in a world of two, re-making in one of `world_size` - 1, and the floor is the sum.
@@ -56,7 +56,7 @@ def _remake(world_size: int) -> float:
 
 def _wait_for_death(rank: int, world_size: int, port: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
     _join(store, "before", rank, world_size)
     tensor = torch.ones(_ELEMENTS)
     dist.all_reduce(tensor)
@@ -70,7 +70,7 @@ def _wait_for_death(rank: int, world_size: int, port: int, pipe: Connection) -> 
 
 def _leave_and_join(rank: int, world_size: int, port: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
     _join(store, "before", rank, world_size)
     tensor = torch.ones(_ELEMENTS)
     dist.all_reduce(tensor)
@@ -89,7 +89,7 @@ class _Ranks:
 
     def __init__(self, target: Callable[[int, int, int, Connection], None], world_size: int) -> None:
         context = mp.get_context("spawn")
-        port = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False).port  # free a moment ago
+        port = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False).port  # free a moment ago
         self.pipes: list[Any] = []
         self._processes: list[Any] = []
         for rank in range(world_size):
@@ -120,12 +120,12 @@ class _Ranks:
 def broadcast_floor(nbytes: int, repeats: int) -> list[float]:
     """Return seconds of gloo broadcasts of so many bytes between two processes, the buffers warm."""
     with _Ranks(partial(_broadcast, nbytes=nbytes, repeats=repeats), 2) as ranks:
-        return list(max(pairs) for pairs in zip(*(pipe.recv() for pipe in ranks.pipes), strict=True))
+        return [max(pairs) for pairs in zip(*(pipe.recv() for pipe in ranks.pipes), strict=True)]
 
 
 def _broadcast(rank: int, world_size: int, port: int, pipe: Connection, *, nbytes: int, repeats: int) -> None:
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
     _join(store, "all", rank, world_size)
     tensor = torch.ones(nbytes, dtype=torch.uint8)
     times = []

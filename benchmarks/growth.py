@@ -1,5 +1,4 @@
-"""Growth 3 to 4 and shrinkage 4 to 3 of a running job: stall of the running workers, time to the larger world; a 400
-MB state.
+"""Growth 3 to 4 and shrinkage 4 to 3 of a running job: stall, time to the larger world, transfer of a 400 MB state.
 
     python -m benchmarks.growth [--repeats 10]
 
