@@ -49,7 +49,9 @@ def make_reporter(*, progress: bool, stream: TextIO | None = None) -> Reporter:
     if not progress:
         return LogReporter()
     console = Console(file=stream or sys.stderr)
-    if console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter:
+    if console.is_jupyter:  # a live view there would need a thread and widgets; stderr is shown in red
+        return PlainReporter(stream or sys.stdout)
+    if console.is_terminal and not console.is_dumb_terminal:
         return LiveReporter(console)
     return PlainReporter(stream or sys.stderr)
 

@@ -38,6 +38,7 @@ class Loop:
     def __iter__(self) -> Iterator[Step]:
         runtime = self._runtime
         runtime.join()
+        runtime.journal.record("loop_started", loop=self.name, total_steps=self.plan.total_steps)
         runtime.journal.record(
             "loop_started", loop=self.name, total_steps=self.plan.total_steps, plan=asdict(self.plan)
         )
