@@ -81,11 +81,12 @@ def test_a_token_that_runs_out_is_replaced_without_anybody_noticing(guarded: Etc
 
 
 def test_a_watch_gets_a_new_token_when_its_stream_is_cut(guarded: EtcdCluster) -> None:
-    with opened(guarded.address(user="job", password=PASSWORD)) as client:
+    with opened(guarded.address(user="job", password=PASSWORD)) as client, guarded.client() as root:
         watcher = Watcher(client.watch(JOB))
         watcher.wait(lambda seen: bool(seen.batches))
+        EtcdAdmin(root.transport).change_password("job", PASSWORD)
         guarded.members[0].kill()
-        guarded.restart(0)  # tokens live in its memory
+        guarded.restart(0)
         client.commit([Put(f"{JOB}a", b"1")])
         watcher.wait(lambda seen: seen.values() == {f"{JOB}a": b"1"})
         watcher.close()
