@@ -6,30 +6,15 @@ import atexit
 import threading
 from dataclasses import dataclass, field
 
-from checkpointing.core.keep import RetentionPolicy
 from checkpointing.errors import CheckpointError, SaveAbandoned, SaveFailed, StaleFence
-from checkpointing.repository import Effort, Repository, retrying
+from checkpointing.repository import Effort, retrying
 from checkpointing.settings import CheckpointInfo, Event, EventKind, Phase, Settings, Ticket
 from checkpointing.staging import Arena
+from checkpointing.tiers import Place
 from checkpointing.writer import Staged
 from storage.errors import StorageError
 
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """One store that a save goes to.
-
-    Attributes:
-        repository: The store.
-        retention: What is kept there.
-        staged: What is written there.
-        is_primary: Whether the save fails when this fails.
-    """
-
-    repository: Repository
-    retention: RetentionPolicy
-    staged: Staged
-    is_primary: bool = True
+Destination = tuple[Place, Staged]
 
 
 @dataclass(slots=True)
@@ -39,7 +24,7 @@ class Job:
     Attributes:
         ticket: Whom to tell.
         arena: The memory it lies in, given back at its end.
-        destinations: Where it goes, in this order.
+        destinations: The places it goes to, in this order, and what is written to each.
     """
 
     ticket: Ticket
@@ -78,7 +63,9 @@ class Background:
         self._is_closed = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._aside: list[threading.Thread] = []
         self.last_committed: CheckpointInfo | None = None
+        self.last_staged_nbytes = 0
 
     @property
     def is_idle(self) -> bool:
@@ -86,17 +73,20 @@ class Background:
         with self._changed:
             return self._running is None and self._waiting is None
 
-    def claim_arena(self) -> Arena:
+    def claim_arena(self, nbytes: int) -> Arena:
         """Return a buffer to stage the next save in; a save that only waits gives way to it."""
         with self._changed:
+            self.last_staged_nbytes = nbytes
             superseded, self._waiting = self._waiting, None
-            arena = superseded.arena if superseded is not None else self._free.pop(0)
+            if superseded is not None:
+                self._free.insert(0, superseded.arena)
+            arena = self._free.pop(0) if self._free else Arena()
         if superseded is not None:
             self._abandon(superseded, Phase.SUPERSEDED, "a newer save has taken its place")
         return arena
 
     def return_arena(self, arena: Arena) -> None:
-        """Take back a buffer in which nothing was staged after all."""
+        """Take back a buffer that is no longer in use."""
         with self._changed:
             self._free.insert(0, arena)
 
@@ -111,6 +101,17 @@ class Background:
                 self._thread.start()
                 atexit.register(self.close)
             self._changed.notify_all()
+
+    def run_aside(self, job: Job) -> None:
+        """Write a save at once, in a thread of its own, beside the one that runs."""
+
+        def work() -> None:
+            self._write_and_tell(job)
+            self.return_arena(job.arena)
+
+        thread = threading.Thread(target=work, name="checkpoint-urgent", daemon=True)
+        self._aside.append(thread)
+        thread.start()
 
     def cancel(self) -> None:
         """Drop the waiting save, and let the running one wait for nothing any more."""
@@ -142,23 +143,26 @@ class Background:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-            atexit.unregister(self.close)
+        for thread in [*self._aside, self._thread]:
+            if thread is not None:
+                thread.join(timeout_s)
+        atexit.unregister(self.close)
 
     # The thread
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            try:
-                self._write(job)
-            except BaseException as error:  # noqa: BLE001  # a thread has nobody above it: told to whoever waits
-                self._fail(job, error)
-            finally:
-                with self._changed:
-                    self._running = None
-                    self._free.insert(0, job.arena)
-                    self._changed.notify_all()
+            self._write_and_tell(job)
+            with self._changed:
+                self._running = None
+                self._free.insert(0, job.arena)
+                self._changed.notify_all()
+
+    def _write_and_tell(self, job: Job) -> None:
+        try:
+            self._write(job)
+        except BaseException as error:  # noqa: BLE001  # a thread has nobody above it: told to whoever waits
+            self._fail(job, error)
 
     def _next(self) -> Job | None:
         with self._changed:
@@ -167,50 +171,53 @@ class Background:
             return self._running
 
     def _write(self, job: Job) -> None:
-        job.ticket.phase = Phase.WRITING
-        info: CheckpointInfo | None = None
-        for destination in job.destinations:
+        ticket = job.ticket
+        ticket.phase = Phase.WRITING
+        failures: list[CheckpointError] = []
+        for place, staged in job.destinations:
             try:
-                found = self._write_to(job, destination)
-            except (CheckpointError, StorageError) as error:
-                if destination.is_primary:
+                ticket.info = self._write_to(job, place, staged) or ticket.info
+            except CheckpointError as error:
+                failures.append(error)
+                if place.is_primary or len(failures) == len(job.destinations):
                     raise
-                self._tell(EventKind.FAILED, job, destination, error)
-            else:
-                info = found or info
-        job.ticket.end(Phase.WRITTEN if info is None else Phase.COMMITTED, info=info)
+                self._tell(EventKind.FAILED, job, place, error)
+        ticket.end(Phase.WRITTEN if ticket.info is None else Phase.COMMITTED, info=ticket.info)
 
-    def _write_to(self, job: Job, destination: Destination) -> CheckpointInfo | None:
-        repository, staged = destination.repository, destination.staged
+    def _write_to(self, job: Job, place: Place, staged: Staged) -> CheckpointInfo | None:
+        began = self._settings.clock()
+        repository, policy = place.repository, place.tier.retention
         effort = Effort(job.ticket.stats, job.pause)
         digests = repository.hash(staged, effort)
         try:
             done = retrying(
-                lambda: repository.save(staged, digests, destination.retention, effort),
+                lambda: repository.save(staged, digests, policy, effort),
                 staged,
                 effort,
                 self._settings,
-                lambda error: self._tell(EventKind.RETRYING, job, destination, error),
+                lambda error: self._tell(EventKind.RETRYING, job, place, error),
             )
         except StorageError as error:
             raise SaveFailed(f"{type(error).__name__}: {error}", step=staged.step, fence=staged.fence) from error
+        place.note_saved(job.ticket.stats.staged_nbytes, job.ticket.stats.stall_s, self._settings.clock() - began)
         if done is None:
             return None
         info = CheckpointInfo(done[0], repository.name, done[1])
-        self.last_committed = info
-        self._tell(EventKind.COMMITTED, job, destination)
-        self._collect(job, destination)
+        if place.is_primary:
+            self.last_committed = info
+        self._tell(EventKind.COMMITTED, job, place)
+        self._collect(job, place)
         return info
 
-    def _collect(self, job: Job, destination: Destination) -> None:
+    def _collect(self, job: Job, place: Place) -> None:
         try:
-            dropped = destination.repository.collector.apply(destination.retention, destination.staged.fence)
+            dropped = place.repository.collector.apply(place.tier.retention, job.ticket.fence)
         except (CheckpointError, StorageError) as error:
             # The checkpoint is committed; what is not removed now is removed after the next.
-            self._tell(EventKind.NOT_COLLECTED, job, destination, error)
+            self._tell(EventKind.NOT_COLLECTED, job, place, error)
             return
         for ref in dropped:
-            self._emit(Event(EventKind.DROPPED, ref.step, destination.repository.name))
+            self._emit(Event(EventKind.DROPPED, ref.step, place.tier.name))
 
     # Telling
 
@@ -220,26 +227,27 @@ class Background:
             return
         with self._changed:
             self._error = error
-        for destination in job.destinations:
-            self._refuse(destination, f"{type(error).__name__}")
-        job.ticket.end(Phase.FAILED, error=error)
-        self._tell(EventKind.FAILED, job, job.destinations[-1], error)
+        self._refuse(job, type(error).__name__)
+        job.ticket.end(Phase.FAILED, info=job.ticket.info, error=error)
+        self._tell(EventKind.FAILED, job, job.destinations[-1][0], error)
 
     def _abandon(self, job: Job, phase: Phase, why: str, error: BaseException | None = None) -> None:
         ticket = job.ticket
-        for destination in job.destinations:
-            self._refuse(destination, why)
+        self._refuse(job, why)
         ticket.end(phase, error=error or SaveAbandoned(why, step=ticket.step, fence=ticket.fence))
-        self._tell(EventKind.ABANDONED, job, job.destinations[-1], ticket.error)
+        self._tell(EventKind.ABANDONED, job, job.destinations[-1][0], ticket.error)
 
-    def _refuse(self, destination: Destination, why: str) -> None:
-        try:
-            destination.repository.refuse(destination.staged, why)
-        except StorageError:
-            return  # rank 0 will find out by its deadline
+    def _refuse(self, job: Job, why: str) -> None:
+        """Tell rank 0, as another rank, that this part will not come."""
+        for place, staged in job.destinations:
+            try:
+                place.repository.refuse(staged, why)
+            except StorageError as error:
+                # Rank 0 will find out by its deadline.
+                self._tell(EventKind.RETRYING, job, place, error)
 
-    def _tell(self, kind: EventKind, job: Job, destination: Destination, error: BaseException | None = None) -> None:
-        self._emit(Event(kind, job.ticket.step, destination.repository.name, error, job.ticket.stats))
+    def _tell(self, kind: EventKind, job: Job, place: Place, error: BaseException | None = None) -> None:
+        self._emit(Event(kind, job.ticket.step, place.tier.name, error, job.ticket.stats))
 
     def _emit(self, event: Event) -> None:
         if self._settings.on_event is not None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from checkpointing.background import Background, Destination, Job
+from checkpointing.background import Background, Job
 from checkpointing.catalog import Pointer
 from checkpointing.codecs.base import Source
+from checkpointing.codecs.registry import CodecRegistry
 from checkpointing.core.division import plan_pieces
 from checkpointing.core.keep import KeepLast, RetentionPolicy
-from checkpointing.errors import Damaged, NoCheckpoint, UnsupportedVersion
-from checkpointing.reader import Search
-from checkpointing.repository import Repository
+from checkpointing.core.policies import SavePolicy
+from checkpointing.core.urgency import Loss, choose_for_deadline
+from checkpointing.restore import Restorer
 from checkpointing.settings import CheckpointInfo, Event, EventKind, Phase, Settings, Ticket
 from checkpointing.staging import Arena, Stager
+from checkpointing.tiers import Place, Tier
 from checkpointing.writer import Staged
 from storage.store import ObjectStore
 
@@ -42,6 +45,8 @@ class Checkpointer:
             must give the same `fence`, and no other incarnation may ever have used it.
         pointer: Says which checkpoints are committed; None keeps it in the store.
         retention: What is kept after each commit.
+        every: When a save goes to the store, where tiers in front of it are saved to more often; None means always.
+        tiers: Faster places in front of the store, the fastest first.
         settings: Everything else.
     """
 
@@ -54,11 +59,19 @@ class Checkpointer:
         world_size: int = 1,
         pointer: Pointer | None = None,
         retention: RetentionPolicy | None = None,
+        every: SavePolicy | None = None,
+        tiers: Sequence[Tier] = (),
         settings: Settings | None = None,
     ) -> None:
         self._settings = settings or Settings()
-        self._repository = Repository(PRIMARY, store, job, pointer, self._settings)
-        self._retention = retention or KeepLast(3)
+        primary = Tier(PRIMARY, store, every, retention or KeepLast(3), True, Loss.CLUSTER, pointer)
+        self._places = [
+            *(Place(tier, job, self._settings) for tier in tiers),
+            Place(primary, job, self._settings, is_primary=True),
+        ]
+        if len({place.tier.name for place in self._places}) != len(self._places):
+            raise ValueError(f"two tiers have one name, or one is called {PRIMARY!r}, which is the store itself")
+        self._codecs = CodecRegistry(allow_pickle=self._settings.allow_pickle)
         self._rank, self._world_size = _checked(rank, world_size)
         self._own_fence: int | None = None
         self._plan = functools.lru_cache(maxsize=4)(plan_pieces)
@@ -70,7 +83,7 @@ class Checkpointer:
     @property
     def pointer(self) -> Pointer:
         """Return what says which checkpoints are committed."""
-        return self._repository.catalog.pointer
+        return self._primary.repository.catalog.pointer
 
     # Saving
 
@@ -84,10 +97,28 @@ class Checkpointer:
         """Return the newest checkpoint that this object has committed."""
         return self._background.last_committed
 
+    def why_due(self, step: int, *, preempted: bool = False) -> str:
+        """Return why a save of this step is due at one place or another, or "".
+
+        What depends on a clock is only the same for all writers if one of them asks and tells the others.
+        """
+        return next((why for place in self._places if (why := place.why_due(step, preempted=preempted))), "")
+
+    def note_start(self, step: int) -> None:
+        """Count intervals from this step and from now; for policies, when training begins or goes on."""
+        for place in self._places:
+            place.note_start(step)
+
     def save(
-        self, step: int, tree: Any, *, fence: int | None = None, metadata: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        tree: Any,
+        *,
+        fence: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        everywhere: bool = False,
     ) -> Ticket:
-        """Copy a state and have it written in the background.
+        """Copy a state and have it written in the background, to each place where that is due.
 
         Args:
             step: The step it was taken after; not negative.
@@ -95,27 +126,64 @@ class Checkpointer:
             fence: The number of this writer's world; an older one than the store has seen is refused. None, with one
                 writer only, takes the number after the newest in the store.
             metadata: Anything that JSON can hold, shown by `latest()`; numbers in it can be what retention judges by.
+            everywhere: Whether it goes to every place, due or not.
 
         Raises:
             UnsupportedLeaf: A value cannot be stored; says which.
             ValueError: `step` is negative, `fence` is missing, JSON cannot hold `metadata`, or this is closed.
         """
-        if self._is_closed:
-            raise ValueError("this Checkpointer is closed")
-        if step < 0:
-            raise ValueError(f"step is {step}; steps are not negative")
-        described = _as_json(metadata or {})
         began = self._settings.clock()
-        ticket = Ticket(step, self._checked_fence(fence))
-        if self.is_busy and self._settings.on_busy == "skip":
+        described = _as_json(metadata or {})
+        ticket = self._new_ticket(step, fence)
+        places = [place for place in self._places if everywhere or place.why_due(step, preempted=False)]
+        if not places or (self.is_busy and self._settings.on_busy == "skip"):
             ticket.end(Phase.SKIPPED)
             return ticket
         if self.is_busy and self._settings.on_busy == "wait":
             self._background.wait_idle(None)
-        job = self._stage(ticket, tree, described)
+        job = self._stage(ticket, tree, described, places)
         ticket.stats.stall_s = self._settings.clock() - began
-        self._tell(Event(EventKind.STAGED, step, PRIMARY, stats=ticket.stats))
+        self._tell(Event(EventKind.STAGED, step, stats=ticket.stats))
         self._background.submit(job)
+        return ticket
+
+    def save_urgently(
+        self,
+        step: int,
+        tree: Any,
+        *,
+        within_s: float,
+        losing: Loss = Loss.NODE,
+        fence: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Ticket:
+        """Save what the time allows before a worker or node is taken, and return when that is over.
+
+        The places that survive the loss are written to one after the other, the fastest first; a save that is under way
+        goes on beside it, and one that waits gives way. `ticket.info` is set as soon as one place has committed.
+
+        Args:
+            step: As of `save`.
+            tree: As of `save`.
+            within_s: How much time is left.
+            losing: What will be lost.
+            fence: As of `save`.
+            metadata: As of `save`.
+
+        Raises:
+            UnsupportedLeaf: A value cannot be stored; says which.
+            ValueError: As of `save`; or no place survives such a loss.
+        """
+        deadline_s = self._settings.clock() + within_s
+        described = _as_json(metadata or {})
+        ticket = self._new_ticket(step, fence)
+        nbytes = self._background.last_staged_nbytes
+        options = [place.option for place in self._places]
+        chosen = choose_for_deadline(options, losing, nbytes, within_s)
+        by_name = {place.tier.name: place for place in self._places}
+        job = self._stage(ticket, tree, described, [by_name[name] for name in chosen])
+        self._background.run_aside(job)
+        ticket.wait(max(0.0, deadline_s - self._settings.clock()))
         return ticket
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -154,19 +222,15 @@ class Checkpointer:
         """Return the newest committed checkpoint whose manifest is good and whose files are there, or None.
 
         Raises:
-            StorageError: The store cannot be read.
+            StorageError: The store cannot be read, and no tier has a checkpoint.
         """
-        search = self._search()
-        found = self._repository.reader.first_whole(search)
-        if found is None:
-            return None
-        return CheckpointInfo(found.ref, PRIMARY, found.manifest, tuple(search.problems))
+        return self._restorer().newest()
 
     def load(self, info: CheckpointInfo | None = None, into: Any = None, *, strict: bool = True) -> Any:
         """Return the state of a checkpoint, every byte verified.
 
         Args:
-            info: Which one; None takes the newest that is good to the last byte.
+            info: Which one; None takes the newest that is good to the last byte, wherever it is.
             into: A tree of existing tensors to fill in place; None makes new ones, in host memory.
             strict: Whether `into` must have just the checkpoint's tensors; otherwise what fits is filled.
 
@@ -175,17 +239,12 @@ class Checkpointer:
             Damaged: `info` is given and not good. `into` may be filled in part.
             StructureMismatch: The tensors of `into` are others; nothing was changed.
             PickleNotAllowed: It holds pickled values.
-            StorageError: The store cannot be read.
+            StorageError: The store cannot be read, and no tier has a checkpoint.
         """
-        if info is not None:
-            return self._repository.reader.load(info.manifest, into, strict=strict)
-        search = self._search()
-        for ref in search:
-            try:
-                return self._repository.reader.load(self._repository.reader.open(ref).manifest, into, strict=strict)
-            except (Damaged, UnsupportedVersion) as problem:
-                search.reject(problem)
-        raise NoCheckpoint(f"{self._repository.store.url}, job {self._repository.keys.job}", search.problems)
+        if info is None:
+            return self._restorer().load(into, strict=strict)
+        place = next(place for place in self._places if place.tier.name == info.tier)
+        return place.repository.reader.load(info.manifest, into, strict=strict)
 
     def __enter__(self) -> Self:
         return self
@@ -197,38 +256,50 @@ class Checkpointer:
 
     # Inside
 
-    def _search(self) -> Search:
-        return Search(
-            self._repository.catalog, lambda problem: self._tell(Event(EventKind.UNUSABLE, None, PRIMARY, problem))
+    @property
+    def _primary(self) -> Place:
+        return self._places[-1]
+
+    def _restorer(self) -> Restorer:
+        return Restorer(
+            [place.repository for place in self._places],
+            lambda name, problem: self._tell(Event(EventKind.UNUSABLE, None, name, problem)),
         )
 
     def _tell(self, event: Event) -> None:
         if self._settings.on_event is not None:
             self._settings.on_event(event)
 
-    def _checked_fence(self, fence: int | None) -> int:
+    def _new_ticket(self, step: int, fence: int | None) -> Ticket:
+        if self._is_closed:
+            raise ValueError("this Checkpointer is closed")
+        if step < 0 or (fence is not None and fence < 0):
+            raise ValueError(f"step {step}, fence {fence}: neither may be negative")
         if fence is not None:
-            if fence < 0:
-                raise ValueError(f"fence is {fence}; fences are not negative")
-            return fence
+            return Ticket(step, fence)
         if self._world_size > 1:
             raise ValueError("with several writers, give the fence that they share")
         if self._own_fence is None:
-            self._own_fence = self._repository.newest_fence() + 1
-        return self._own_fence
+            self._own_fence = self._primary.repository.newest_fence() + 1
+        return Ticket(step, self._own_fence)
 
-    def _stage(self, ticket: Ticket, tree: Any, metadata: dict[str, Any]) -> Job:
-        codecs = self._repository.codecs
-        flat = codecs.sources(tree)
+    def _stage(self, ticket: Ticket, tree: Any, metadata: dict[str, Any], places: Sequence[Place]) -> Job:
+        if not places:
+            raise ValueError("no place survives such a loss")
+        flat = self._codecs.sources(tree)
         sources: list[Source] = flat.tensors
         leaves = tuple(source.spec for source in sources)
-        pieces = self._plan(leaves, self._rank, self._world_size, self._settings.chunk_nbytes)
+        # Where one place wants the whole state and another this writer's part, the whole is staged, and the part is in
+        # it.
+        shared = all(place.tier.shared for place in places)
+        rank, world_size = (self._rank, self._world_size) if shared else (0, 1)
+        pieces = self._plan(leaves, rank, world_size, self._settings.chunk_nbytes)
         nbytes = sum(piece.nbytes for piece in pieces)
-        arena = self._background.claim_arena()
+        arena = self._background.claim_arena(nbytes)
         try:
             body = arena.reserve(nbytes)
             self._stager.copy(sources, pieces, body)
-            codecs.synchronize()
+            self._codecs.synchronize()
         except BaseException:
             self._background.return_arena(arena)
             raise
@@ -242,10 +313,21 @@ class Checkpointer:
             skeleton=flat.skeleton,
             metadata=metadata,
             pickled=tuple(leaf.path for leaf in leaves if leaf.kind == "pickle"),
-            rank=self._rank,
-            world_size=self._world_size,
+            rank=rank,
+            world_size=world_size,
         )
-        return Job(ticket, arena, (Destination(self._repository, self._retention, staged),))
+        for place in places:
+            place.note_start(ticket.step)
+        return Job(ticket, arena, tuple((place, self._part_for(place, staged)) for place in places))
+
+    def _part_for(self, place: Place, staged: Staged) -> Staged:
+        """Return what this writer writes to a place, of what was staged."""
+        if not place.tier.shared or (staged.rank, staged.world_size) == (self._rank, self._world_size):
+            return staged
+        mine = self._plan(staged.leaves, self._rank, self._world_size, self._settings.chunk_nbytes)
+        begins = {piece.leaf: piece.body_offset for piece in staged.pieces}
+        pieces = tuple(replace(piece, body_offset=begins[piece.leaf] + piece.start) for piece in mine)
+        return replace(staged, pieces=pieces, rank=self._rank, world_size=self._world_size)
 
 
 def _checked(rank: int, world_size: int) -> tuple[int, int]:

@@ -1,9 +1,7 @@
-"""Find the newest whole checkpoint and load it."""
+"""Check, load and verify a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from checkpointing.catalog import Catalog
@@ -18,56 +16,13 @@ from checkpointing.core.reshard import plan_reads
 from checkpointing.core.tensorfile import header_nbytes
 from checkpointing.core.tree import NOT_LOADED, Flat, graft
 from checkpointing.errors import (
-    CheckpointError,
     ChecksumMismatch,
-    Damaged,
     MissingObject,
     StructureMismatch,
     Truncated,
-    UnsupportedVersion,
 )
 from checkpointing.fetch import Fetcher, for_each
 from storage.errors import NotFound
-
-Report = Callable[[CheckpointError], None]
-"""Is told of every checkpoint that cannot be used."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A checkpoint that is there and whole as far as names and sizes tell."""
-
-    ref: CheckpointRef
-    manifest: Manifest
-
-
-@dataclass(slots=True)
-class Search:
-    """The checkpoints of a catalog, newest first, and what was wrong with those passed over."""
-
-    catalog: Catalog
-    report: Report
-    problems: list[CheckpointError] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[CheckpointRef]:
-        """Yield what the pointer lists, then what LIST finds besides.
-
-        A manifest that was never committed is only reached when nothing committed is whole: it is complete too, and
-        better than nothing.
-        """
-        committed: tuple[CheckpointRef, ...] = ()
-        try:
-            committed = self.catalog.committed()
-        except (Damaged, UnsupportedVersion) as problem:
-            self.reject(problem)
-        yield from committed
-        known = {ref.digest for ref in committed}
-        yield from (ref for ref in self.catalog.listed() if ref.digest not in known)
-
-    def reject(self, problem: CheckpointError) -> None:
-        """Note why a checkpoint cannot be used."""
-        self.problems.append(problem)
-        self.report(problem)
 
 
 class Reader:
@@ -84,25 +39,16 @@ class Reader:
         self._codecs = codecs
         self._threads = threads
 
-    def open(self, ref: CheckpointRef) -> Found:
-        """Return a checkpoint after checking its manifest, and that its files are there with their sizes.
+    def open(self, ref: CheckpointRef) -> Manifest:
+        """Return a checkpoint's manifest after checking it, and that its files are there with their sizes.
 
         Raises:
             Damaged: Something is missing, changed or cut.
             UnsupportedVersion: It is of a newer version.
         """
-        found = Found(ref, self._catalog.read_manifest(ref))
-        for_each(self._check_file, [(file.key, file.nbytes) for file in found.manifest.files], self._threads)
-        return found
-
-    def first_whole(self, search: Search) -> Found | None:
-        """Return the newest checkpoint that can be opened, noting the others."""
-        for ref in search:
-            try:
-                return self.open(ref)
-            except (Damaged, UnsupportedVersion) as problem:
-                search.reject(problem)
-        return None
+        manifest = self._catalog.read_manifest(ref)
+        for_each(self._check_file, [(file.key, file.nbytes) for file in manifest.files], self._threads)
+        return manifest
 
     def load(self, manifest: Manifest, into: Any = None, *, strict: bool = True) -> Any:
         """Return the state, every byte of it verified.
