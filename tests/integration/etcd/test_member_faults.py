@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from elastic_train.adapters.coordination.etcd.admin import EtcdAdmin
 from elastic_train.adapters.coordination.etcd.client import EtcdCoordination
 from elastic_train.adapters.coordination.etcd.endpoints import WATCH
 from elastic_train.adapters.coordination.etcd.transport import Timing
 from elastic_train.errors import CoordinationUnavailable, GuardFailed
-from elastic_train.ports import Guard, Put
+from elastic_train.ports import Delete, Guard, Put, Snapshot
 from elastic_train.testing.etcd_cluster import EtcdCluster, wait_until
 from tests.conformance.coordination.conftest import Watcher
 
@@ -156,6 +157,24 @@ def test_a_quiet_watch_asks_for_progress_and_stays_where_it_is(cluster: EtcdClus
         watcher.wait(lambda seen: bool(seen.changes()))
         assert wire.streams == 1
         assert len(watcher.batches) == 2, "answers about progress are not for the user"
+        watcher.close()
+
+
+def test_a_watch_that_was_away_during_a_compaction_lists_again(cluster: EtcdCluster, prefix: str) -> None:
+    follower = next(index for index in range(3) if index != cluster.leader())
+    others = [index for index in range(3) if index != follower]
+    with cluster.client([follower]) as watching, cluster.client(others) as writing:
+        watcher = Watcher(watching.watch(prefix))
+        writing.commit([Put(f"{prefix}a", b"1"), Put(f"{prefix}b", b"1")])
+        watcher.wait(lambda seen: len(seen.values()) == 2)
+        cluster.members[follower].kill()
+        writing.commit([Delete(f"{prefix}a")])
+        EtcdAdmin(writing.transport).compact(writing.commit([Put(f"{prefix}b", b"2")]))
+        cluster.restart(follower)
+        watcher.wait(lambda seen: seen.values() == {f"{prefix}b": b"2"})
+        assert isinstance(watcher.batches[-1], Snapshot)
+        writing.commit([Put(f"{prefix}b", b"3")])
+        watcher.wait(lambda seen: seen.values() == {f"{prefix}b": b"3"})
         watcher.close()
 
 

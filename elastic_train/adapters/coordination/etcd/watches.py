@@ -140,7 +140,11 @@ class EtcdWatch:
     def _accept(self, answer: Any, metadata: Metadata) -> bool:
         """Say whether the stream goes on after this answer."""
         if answer.header.cluster_id and answer.header.cluster_id != self._cluster_id:
-            self._relist("another cluster answers there, its revisions mean nothing here")
+            self._relist("another cluster answers there, and its revisions mean nothing here")
+            return False
+        if answer.created and not answer.canceled and answer.header.revision < self._revision:
+            # A member that lags behind catches up while it lists; one that lost its data would be silent for ever.
+            self._relist(f"the member is at revision {answer.header.revision}, before {self._revision} which was seen")
             return False
         if answer.compact_revision:
             self._relist(f"revisions up to {answer.compact_revision} were compacted")
