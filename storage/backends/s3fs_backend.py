@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage.backends.credentials import Credentials, CredentialSource
-from storage.backends.fsspec_calls import call_fsspec, run_on_loop
+from storage.backends.fsspec_calls import call_fsspec, run_on_loop, translate
 from storage.backends.log_scrubbing import scrub_logs
 from storage.backends.settings import S3Settings, s3_settings
 from storage.base import Backend, Capabilities, Condition, ObjectInfo
@@ -22,6 +23,7 @@ from storage.errors import (
     PermissionDenied,
     PreconditionFailed,
     RangeNotSatisfiable,
+    TransientError,
     TruncatedBody,
 )
 from storage.redaction import Scrubber
@@ -36,6 +38,10 @@ MULTIPART_MIN_NBYTES = 32 * 2**20
 PART_NBYTES = 16 * 2**20
 PARTS_AT_ONCE = 4
 _MAX_PARTS = 9_000
+
+#: A failed part is sent again this often before the whole put is tried again.
+_PART_RETRIES = 4
+_PART_PAUSE_S = 0.1
 
 #: A request that moves data slower than this is taken for stalled.
 MIN_BYTES_PER_S = 2 * 2**20
@@ -210,31 +216,47 @@ class S3fsBackend(Backend):
     async def _put_parts(
         self, fs: Any, key: str, data: memoryview, headers: Mapping[str, Any], metadata: Mapping[str, Any]
     ) -> Any:
-        part_nbytes = max(PART_NBYTES, -(-data.nbytes // _MAX_PARTS))
         upload = await self._request(fs, "create_multipart_upload", key, **metadata)
         upload_id = upload["UploadId"]
+        try:
+            parts = await self._send_parts(fs, key, upload_id, data)
+            return await self._request(
+                fs, "complete_multipart_upload", key, UploadId=upload_id, MultipartUpload={"Parts": parts}, **headers
+            )
+        except ExceptionGroup as group:
+            # The first part's failure is what the store said; the others were called off.
+            failure: BaseException = group.exceptions[0]
+        except BaseException as error:  # noqa: BLE001  # also when cancelled: parts left behind cost money for ever
+            failure = error
+        await _quietly(self._request(fs, "abort_multipart_upload", key, UploadId=upload_id))
+        raise failure
+
+    async def _send_parts(self, fs: Any, key: str, upload_id: str, data: memoryview) -> Sequence[dict[str, Any]]:
+        part_nbytes = max(PART_NBYTES, -(-data.nbytes // _MAX_PARTS))
         gate = asyncio.Semaphore(PARTS_AT_ONCE)
 
         async def put_part(number: int) -> dict[str, Any]:
             async with gate:
-                part = data[(number - 1) * part_nbytes : number * part_nbytes]
-                answer = await self._request(
-                    fs, "upload_part", key, UploadId=upload_id, PartNumber=number, Body=bytes(part)
+                body = bytes(data[(number - 1) * part_nbytes : number * part_nbytes])
+                answer = await self._persist(
+                    lambda: self._request(fs, "upload_part", key, UploadId=upload_id, PartNumber=number, Body=body)
                 )
             return {"PartNumber": number, "ETag": answer["ETag"]}
 
-        try:
-            numbers = range(1, -(-data.nbytes // part_nbytes) + 1)
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(put_part(number)) for number in numbers]
-            parts = {"Parts": [task.result() for task in tasks]}
-            return await self._request(
-                fs, "complete_multipart_upload", key, UploadId=upload_id, MultipartUpload=parts, **headers
-            )
-        except BaseException as error:  # noqa: BLE001  # also when cancelled: parts left behind cost money for ever
-            await _quietly(self._request(fs, "abort_multipart_upload", key, UploadId=upload_id))
-            # A task group wraps the first part's failure; what the store said is inside.
-            raise error.exceptions[0] if isinstance(error, ExceptionGroup) else error from None
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(put_part(number)) for number in range(1, -(-data.nbytes // part_nbytes) + 1)]
+        return [task.result() for task in tasks]
+
+    async def _persist(self, request: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Send one part, again after transient failures: sending all parts again costs more."""
+        for failures in range(_PART_RETRIES):
+            try:
+                return await request()
+            except Exception as error:
+                if not isinstance(translate(error, self._scrubber), TransientError):
+                    raise
+            await asyncio.sleep(random.uniform(0.0, _PART_PAUSE_S * 2**failures))
+        return await request()
 
     async def _head(self, fs: Any, key: str) -> Any:
         try:
