@@ -1,6 +1,6 @@
 """Train a character model on the Python standard library's own source while its workers are killed, drained and added.
 
-Four workers begin. Two of them, one with rank 0, are killed with SIGKILL; one is drained; two are added. Watch the loss:
+Four workers begin. Two of them are killed with SIGKILL, one is drained, two are added. Watch the loss:
 it does not notice. At the end: a summary, and a picture of loss and world size over time.
 """
 
@@ -10,6 +10,7 @@ import signal
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,10 +55,13 @@ class CharacterModel(nn.Module):
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(CONTEXT))
 
     def forward(self, characters: torch.Tensor) -> torch.Tensor:
-        return self.head(self.blocks(self.characters(characters) + self.positions, mask=self.mask, is_causal=True))
+        """Return the logits of what follows each character."""
+        hidden = self.blocks(self.characters(characters) + self.positions, mask=self.mask, is_causal=True)
+        logits: torch.Tensor = self.head(hidden)
+        return logits
 
 
-def train(config: dict) -> None:
+def train(config: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = CharacterModel()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"])
@@ -85,6 +89,7 @@ class Nemesis:
         ]
 
     def on_step(self, step: et.StepMetrics) -> None:
+        """Strike if it is time."""
         if self.trainer is not None and self._plan and step.step >= self._plan[0][0]:
             _, act = self._plan.pop(0)
             act(self.trainer)

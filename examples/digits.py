@@ -5,6 +5,7 @@ Run again under the same name, it goes on from its newest checkpoint:  python ex
 """
 
 import argparse
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -28,7 +29,7 @@ def network() -> nn.Module:
     )
 
 
-def train(config: dict) -> None:
+def train(config: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"])

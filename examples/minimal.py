@@ -13,7 +13,7 @@ def points(samples: int = 4096) -> TensorDataset:
     return TensorDataset(inputs, 3 * inputs - 1 + 0.1 * noise)
 
 
-def train(config: dict) -> None:
+def train(config: dict[str, float]) -> None:
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=config["lr"])
     state = et.TrainState(model=model, optimizer=optimizer)  # all that a step changes
