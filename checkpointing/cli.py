@@ -61,8 +61,8 @@ def _add(commands: Any, name: str, help_: str, *, step: str | None) -> argparse.
     parser.add_argument("url", metavar="URL", help="the store: s3://bucket/prefix, gs://, az://, file:///path")
     parser.add_argument("--job", help="the job; needed if the store has several")
     if step is not None:
-        parser.add_argument("--step", type=int, required=step == "required", help="which checkpoint; the newest if not
-        given")
+        help_ = "which checkpoint; the newest if not given"
+        parser.add_argument("--step", type=int, required=step == "required", help=help_)
     return parser
 
 
