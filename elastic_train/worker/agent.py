@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from elastic_train.core.records import (
     Failure,
     Keys,
     ProbeRecord,
-    Stage,
     Suspicion,
     WorkerRecord,
     WorkerStatus,
@@ -25,6 +24,7 @@ from elastic_train.core.records import (
 from elastic_train.errors import CoordinationError, CoordinationUnavailable, LeaseExpired, WorkerLeaving
 from elastic_train.ports import Coordination, Guard, Lease, Put, Snapshot
 from elastic_train.worker.progress import ProgressDeadline
+from elastic_train.worker.view import SealedWorld, WorldView
 
 _log = logging.getLogger(__name__)
 
@@ -37,14 +37,6 @@ class Abortable(Protocol):
 
     def abort(self) -> None:
         """Make it fail now; from any thread, idempotent."""
-
-
-@dataclass(frozen=True, slots=True)
-class SealedWorld:
-    """A world to form, and its fence."""
-
-    record: WorldRecord
-    fence: int
 
 
 class Agent:
@@ -64,11 +56,7 @@ class Agent:
         self._lease: Lease = coordination.grant(lease_ttl_s)
         self._publishing = threading.Lock()  # orders the writes of this worker's record
         self._changed = threading.Condition()
-        self._world: WorldRecord | None = None  # newest record seen, any stage
-        self._sealed: SealedWorld | None = None  # newest sealed one with this worker in it
-        self._due = 0  # newest membership epoch for which the training thread must leave its world at once
-        self._membership_epoch = 0  # of the newest world in which the training thread took its place
-        self._dismissed = ""  # why this worker must leave; empty: it may stay
+        self._view = WorldView(record.worker_id)
         self._blocked_in: Abortable | None = None
         self._version = 0
         self._closing = threading.Event()
@@ -90,25 +78,16 @@ class Agent:
     @property
     def interrupted(self) -> bool:
         """Whether the training thread must leave its world now (an unplanned change, or this worker is dismissed)."""
-        return bool(self._dismissed) or self._due > self._membership_epoch
+        return self._view.interrupted
 
     @property
     def planned(self) -> WorldRecord | None:
         """Return the planned proposal that is to take this world's place at a step boundary, if there is one."""
-        world = self._world
-        if (
-            world is not None
-            and world.planned
-            and world.stage is Stage.PROPOSED
-            and world.membership_epoch > self._membership_epoch
-            and not self.interrupted
-        ):
-            return world
-        return None
+        return self._view.planned
 
     def may_commit(self) -> bool:
         """Say whether this worker still has the right to commit a step: its lease lives and nobody dismissed it."""
-        return not self._dismissed and time.monotonic() < self._lease.expires_at
+        return not self._view.dismissed and time.monotonic() < self._lease.expires_at
 
     def ready(self) -> None:
         """Tell the controller that the training thread stands at its first step or evaluation."""
@@ -137,11 +116,11 @@ class Agent:
             WorkerLeaving: The job ended, or this worker was drained or left out.
         """
         with self._changed:
-            sealed = self._changed.wait_for(lambda: self._dismissed or self._sealed_after(after))
+            sealed = self._changed.wait_for(lambda: self._view.dismissed or self._view.sealed_after(after))
             self._leave_if_dismissed()
             if not isinstance(sealed, SealedWorld):
                 raise AssertionError("woken without a world")  # noqa: TRY004 - a broken invariant, not a wrong type
-            self._membership_epoch = sealed.record.membership_epoch
+            self._view.membership_epoch = sealed.record.membership_epoch
             return sealed
 
     def await_right_to_commit(self) -> None:
@@ -151,7 +130,7 @@ class Agent:
             WorkerLeaving: The lease is gone or this worker was dismissed.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._dismissed or self.may_commit())
+            self._changed.wait_for(lambda: self._view.dismissed or self.may_commit())
             self._leave_if_dismissed()
 
     def await_end(self) -> None:
@@ -179,7 +158,7 @@ class Agent:
 
     def suspect(self, detail: str, *, broken: bool, waited_s: float = 0.0) -> None:
         """Report that this world is broken or stuck."""
-        membership_epoch = self._membership_epoch
+        membership_epoch = self._view.membership_epoch
         suspicion = Suspicion(self._record.worker_id, membership_epoch, broken, waited_s, self._version, detail)
         key = self._keys.suspicion(membership_epoch, self._record.worker_id)
         self._try_commit(
@@ -229,38 +208,18 @@ class Agent:
             self._apply_world(WorldRecord.from_bytes(value), revision)
 
     def _apply_world(self, world: WorldRecord, revision: int) -> None:
-        member = self._record.worker_id in world.members
-        proposed = world.stage is Stage.PROPOSED
         with self._changed:
-            if self._world is not None and _order(world) <= _order(self._world):
-                return  # a snapshot after a re-list: known already
-            self._world = world
-            took_part = self._membership_epoch > 0
-            if world.stage is Stage.SEALED and member:
-                self._sealed = SealedWorld(world, revision)
-            if not (proposed and world.planned):
-                self._due = world.membership_epoch
-                if world.stage is Stage.ENDED:
-                    self._dismissed = self._dismissed or world.reason or "the job ended"
-                elif not member and took_part:
-                    left_out = f"left out of membership epoch {world.membership_epoch}: {world.reason}"
-                    self._dismissed = self._dismissed or left_out
+            acknowledge = self._view.learn(world, revision)
             blocked_in = self._blocked_in if self.interrupted else None
             self._changed.notify_all()
         if blocked_in is not None:
             blocked_in.abort()
-        if member and proposed and (not world.planned or not took_part):
+        if acknowledge:
             self._publish(acknowledged=world.membership_epoch)
 
-    def _sealed_after(self, membership_epoch: int) -> SealedWorld | None:
-        sealed = self._sealed
-        if sealed is None or sealed.record.membership_epoch <= membership_epoch:
-            return None
-        return sealed if sealed.record.membership_epoch >= self._due else None  # not one that is broken up already
-
     def _leave_if_dismissed(self) -> None:
-        if self._dismissed:
-            raise WorkerLeaving(self._dismissed)
+        if self._view.dismissed:
+            raise WorkerLeaving(self._view.dismissed)
 
     # ------------------------------------------------------------------ the lease thread
 
@@ -290,7 +249,7 @@ class Agent:
         with self._changed:
             if self._closing.is_set():
                 return
-            self._dismissed = self._dismissed or reason
+            self._view.dismiss(reason)
             blocked_in = self._blocked_in
             self._changed.notify_all()
         if blocked_in is not None:
@@ -310,7 +269,7 @@ class Agent:
             )
             put = Put(self._keys.worker(self._record.worker_id), self._record.to_bytes(), self._lease.lease_id)
             while not self._try_commit(put):  # what it says must be known sooner or later; the lease bounds how late
-                if self._dismissed or self._closing.wait(_RETRY_S):
+                if self._view.dismissed or self._closing.wait(_RETRY_S):
                     return
 
     def _try_commit(self, put: Put) -> bool:
@@ -323,7 +282,3 @@ class Agent:
             _log.warning("%s not written: %s", put.key, error)
             return False
         return True
-
-
-def _order(world: WorldRecord) -> tuple[int, bool]:
-    return world.membership_epoch, world.stage is not Stage.PROPOSED

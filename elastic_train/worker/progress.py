@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from statistics import median
 
 from elastic_train.core.records import Activity
@@ -18,10 +19,14 @@ class ProgressDeadline:
     """Says what the training thread is doing and since when, and when that is worth reporting.
 
     The training thread sets; the agent's thread reads. Only assignments of whole tuples cross threads.
+
+    Args:
+        clock: Monotonic seconds.
     """
 
-    def __init__(self) -> None:
-        self._activity: tuple[Activity, float] = (Activity.IDLE, time.monotonic())
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._activity: tuple[Activity, float] = (Activity.IDLE, clock())
         self._durations: deque[float] = deque(maxlen=_WINDOW)
         self._deadline_s = _MIN_DEADLINE_S
         self._reported: tuple[float, float] = (0.0, 0.0)  # (since, waited) of the last report
@@ -33,7 +38,7 @@ class ProgressDeadline:
 
     def now(self, activity: Activity) -> None:
         """Set what the training thread does from now on."""
-        self._activity = (activity, time.monotonic())
+        self._activity = (activity, self._clock())
 
     def step_took(self, duration_s: float) -> None:
         """Learn from a committed step."""

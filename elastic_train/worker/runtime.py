@@ -17,9 +17,10 @@ from elastic_train.context import Context
 from elastic_train.core.records import Activity, JobRecord, Keys, WorkerRecord, WorkerStatus
 from elastic_train.errors import GroupBroken, UsageError
 from elastic_train.ports import Coordination, Formation, Framework, Group, StepEngine
-from elastic_train.worker.agent import Agent, SealedWorld
+from elastic_train.worker.agent import Agent
 from elastic_train.worker.exchange import CoordinationExchange
 from elastic_train.worker.replica import Checkpoints, Progress, Recorder, Replica, Transaction
+from elastic_train.worker.view import SealedWorld
 
 _log = logging.getLogger(__name__)
 
