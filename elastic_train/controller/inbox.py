@@ -43,13 +43,10 @@ class Inbox:
             raise item
         return item
 
-    def take_all(self) -> list[Event]:
-        """Empty the inbox and return the events that were in it."""
-        taken: list[Event] = []
+    def clear(self) -> None:
+        """Drop all that is in it."""
         while True:
             try:
-                item = self._queue.get_nowait()
+                self._queue.get_nowait()
             except queue.Empty:
-                return taken
-            if isinstance(item, Event):
-                taken.append(item)
+                return

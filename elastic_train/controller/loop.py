@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ from elastic_train.controller.performer import Journal, Performer, Surroundings
 from elastic_train.controller.remains import find_remains
 from elastic_train.core.bounds import Bounds
 from elastic_train.core.effects import Effect, FinishJob, MembershipChange
-from elastic_train.core.events import Event, LaunchFailed, Loss, Tick, WorkerLost
+from elastic_train.core.events import Event, Tick
 from elastic_train.core.membership import Transition, step, wake_at
 from elastic_train.core.records import Keys, WorkerId
 from elastic_train.core.recovery import outcome, resume
@@ -67,8 +67,7 @@ class Controller:
         self._inbox = Inbox(clock)
         self._around = Surroundings(coordination, keys, launcher, journal, self._inbox, clock)
         self._candidate = Candidate(coordination, keys, name, lease_ttl_s, clock)
-        self._ours: set[WorkerId] = set()  # processes that our launcher runs
-        self._ours_lock = threading.Lock()
+        self._processes = _Processes()
         self.state: JobState = JobState.initial(bounds, clock())
         """The newest state; replaced whole, so that any thread may read it."""
         self.history: tuple[MembershipChange, ...] = ()
@@ -82,16 +81,12 @@ class Controller:
 
     def on_launcher_news(self, news: WorkerStarted | WorkerExited) -> None:
         """Take what the launcher has to say: the launcher's sink."""
-        with self._ours_lock:
-            if isinstance(news, WorkerStarted):
-                self._ours.add(news.worker_id)
-            else:
-                self._ours.discard(news.worker_id)
+        event = launcher_event(news, self._clock())
+        self._processes.note(news.worker_id, event)
         if isinstance(news, WorkerExited):
             self._journal.record(
                 "worker_exited", worker_id=news.worker_id, exit_code=news.exit_code, detail=news.detail
             )
-        event = launcher_event(news, self._clock())
         if event is not None:
             self._inbox.put(event)
 
@@ -138,16 +133,17 @@ class Controller:
 
     def _serve(self, leadership: Leadership) -> FinishJob:
         """Serve one term."""
-        self._forget_term()
+        self._inbox.clear()  # what a term before this one left unread
         if self._candidate.is_withdrawn:
             raise _Abandoned
-        with self._ours_lock:
-            ours = frozenset(self._ours)
-        remains, snapshot, world_revision = find_remains(self._around.coordination, self._around.keys, ours)
+        alive = self._processes.alive()
+        remains, snapshot, world_revision = find_remains(self._around.coordination, self._around.keys, alive)
         self.state = state = resume(remains, self._bounds, self._clock())
         if state.phase.is_terminal:
             return outcome(remains)
         self._journal.record("leadership_won", phase=state.phase, membership_epoch=state.membership_epoch)
+        for exited in self._processes.exits(record.worker_id for record in remains.workers):
+            self._inbox.put(exited)  # the record outlives its process by a lease
         performer = Performer(self._around, leadership, world_revision)
         observer = Observer(self._around.coordination, self._around.keys, snapshot, self._inbox, self._clock)
         try:
@@ -167,13 +163,6 @@ class Controller:
         assert performer.outcome is not None
         return performer.outcome
 
-    def _forget_term(self) -> None:
-        """Drop what a term before this one left unread, but not what only the launcher could tell."""
-        for event in self._inbox.take_all():
-            exited = isinstance(event, WorkerLost) and event.why is Loss.EXITED
-            if exited or isinstance(event, LaunchFailed):
-                self._inbox.put(event)
-
     def _record(self, before: JobState, event: Event, transition: Transition) -> None:
         after, reason = transition.state, transition.reason
         if isinstance(event, Tick) and not transition.effects and after.phase is before.phase:
@@ -190,6 +179,30 @@ class Controller:
                 self._journal.record("job_paused", reason=reason)
             elif after.phase is Phase.RUNNING and before.short_s is not None and before.world is not None:
                 self._journal.record("job_resumed", reason=reason)
+
+
+class _Processes:
+    """What the launcher said of its processes, over all terms."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ends: dict[WorkerId, Event | None] = {}  # None: runs
+
+    def note(self, worker_id: WorkerId, end: Event | None) -> None:
+        """Note that a process runs, or how it ended."""
+        with self._lock:
+            self._ends[worker_id] = end
+
+    def alive(self) -> frozenset[WorkerId]:
+        """Return whose processes run."""
+        with self._lock:
+            return frozenset(worker_id for worker_id, end in self._ends.items() if end is None)
+
+    def exits(self, worker_ids: Iterable[WorkerId]) -> list[Event]:
+        """Return how those of these workers ended that did."""
+        with self._lock:
+            ends = [self._ends.get(worker_id) for worker_id in worker_ids]
+        return [end for end in ends if end is not None]
 
 
 class _Abandoned(BaseException):

@@ -361,7 +361,7 @@ class SimulatedJob:
             for w in state.workers.values()
             if w.drain is not None and w.life not in (Life.LEAVING, Life.FINISHED)
         }
-        for record in filter(None, (state.world and state.world.record, state.proposal and state.proposal.record)):
+        for record in _records(state):
             assert len(set(record.members)) == len(record.members), "a worker has two ranks"
         if state.world is not None and state.world != before.world:
             self._check_sealed(before)
@@ -385,6 +385,10 @@ class SimulatedJob:
     def is_healthy(self) -> bool:
         """Whether training goes on: a sealed world, all of whose members are there."""
         return self.state.phase is Phase.RUNNING and self._trains(self._current())
+
+
+def _records(state: JobState) -> list[WorldRecord]:
+    return [holder.record for holder in (state.world, state.proposal) if holder is not None]
 
 
 def _restamped(event: Event, at_s: float) -> Event:
