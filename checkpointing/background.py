@@ -31,10 +31,16 @@ class Job:
     arena: Arena
     destinations: tuple[Destination, ...]
     _cancelled: threading.Event = field(default_factory=threading.Event)
+    _may_not_retry: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
         """Let it wait for nothing any more."""
         self._cancelled.set()
+        self._may_not_retry.set()
+
+    def give_way(self) -> None:
+        """Let it not be tried again, because a newer save waits."""
+        self._may_not_retry.set()
 
     @property
     def is_cancelled(self) -> bool:
@@ -42,8 +48,12 @@ class Job:
         return self._cancelled.is_set()
 
     def pause(self, seconds: float) -> bool:
-        """Wait; return True at once when the save is cancelled."""
+        """Wait for other writers; return True at once when the save is cancelled."""
         return self._cancelled.wait(seconds)
+
+    def pause_before_retry(self, seconds: float) -> bool:
+        """Wait for the store; return True at once when the save is cancelled or a newer one waits."""
+        return self._may_not_retry.wait(seconds)
 
 
 class Background:
@@ -94,6 +104,8 @@ class Background:
         """Have a save written after the one that runs."""
         with self._changed:
             self._waiting = job
+            if self._running is not None:
+                self._running.give_way()
             if self._thread is None:
                 # A daemon, so that a program which never closes us still ends; the exit hook waits for what is under
                 # way.
@@ -187,7 +199,7 @@ class Background:
     def _write_to(self, job: Job, place: Place, staged: Staged) -> CheckpointInfo | None:
         began = self._settings.clock()
         repository, policy = place.repository, place.tier.retention
-        effort = Effort(job.ticket.stats, job.pause)
+        effort = Effort(job.ticket.stats, job.pause, job.pause_before_retry)
         digests = repository.hash(staged, effort)
         try:
             done = retrying(

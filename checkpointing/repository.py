@@ -33,10 +33,12 @@ class Effort:
     Attributes:
         stats: Where its numbers go.
         pause: Waits up to so many seconds; returns True when the save was cancelled.
+        pause_before_retry: Likewise; also returns True when a newer save waits.
     """
 
     stats: Stats
     pause: Callable[[float], bool]
+    pause_before_retry: Callable[[float], bool]
 
 
 class Repository:
@@ -188,8 +190,10 @@ def retrying(
             if settings.clock() + pause_s > deadline_s:
                 raise
             on_retry(error)
-            if effort.pause(pause_s):
+            if effort.pause_before_retry(pause_s):
                 raise SaveAbandoned(
-                    "it was cancelled after the store failed", step=staged.step, fence=staged.fence
+                    "it was cancelled, or a newer save waits, after the store failed",
+                    step=staged.step,
+                    fence=staged.fence,
                 ) from error
             pause_s = min(2 * pause_s, settings.last_retry_s)
