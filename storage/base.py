@@ -91,6 +91,9 @@ class Backend(abc.ABC):
     #: Whether :meth:`put_token` can tell who wrote an object.
     records_tokens: bool = False
 
+    #: Whether the server behind a standard protocol may accept conditions and not keep them: they are tried first.
+    may_ignore_conditions: bool = False
+
     #: Whether failures can be transient, so that the store retries and limits requests.
     is_remote: bool = False
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from storage.base import Backend, Capabilities, Condition, ObjectInfo
 from storage.errors import (
     AlreadyExists,
+    CapabilityError,
     NotFound,
     PreconditionFailed,
     StorageError,
@@ -21,6 +22,7 @@ from storage.errors import (
 from storage.forking import reset_in_child
 from storage.keys import is_valid_key, validate_key, validate_prefix
 from storage.payload import MappedFile, Payload
+from storage.reading import ParallelReader
 from storage.retry import NO_RETRIES, Retrier
 
 if TYPE_CHECKING:
@@ -33,9 +35,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: A remote range of at least two such parts is read by several requests at once.
-READ_PART_NBYTES = 16 * 2**20
-READS_AT_ONCE = 8
+_CONDITIONS_IGNORED = (
+    "the server ignores the conditions of puts, so that several creators of an object would all win; use another "
+    "server, or pass trust_conditions=True if nothing depends on it"
+)
 
 
 class ObjectStore:
@@ -72,7 +75,8 @@ class ObjectStore:
         self._forked = False
         self._inherited: list[Backend] = []
         self._lock = threading.Lock()
-        self._readers: ThreadPoolExecutor | None = None
+        self._reader = ParallelReader()
+        self._conditions_hold: bool | None = None
         reset_in_child(self)
 
     def __repr__(self) -> str:
@@ -82,7 +86,7 @@ class ObjectStore:
         """Have the next operation in the child make its own clients."""
         self._forked = True
         self._lock = threading.Lock()
-        self._readers = None
+        self._reader.reset_after_fork()
 
     @property
     def url(self) -> str:
@@ -96,8 +100,27 @@ class ObjectStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Say what this store guarantees."""
-        return self._backend.capabilities
+        """Say what this store guarantees; see also :meth:`probe`."""
+        promised = self._backend.capabilities
+        if self._conditions_hold is False:
+            return dataclasses.replace(promised, put_if_absent=False, put_if_match=False, note=_CONDITIONS_IGNORED)
+        return promised
+
+    def probe(self) -> Capabilities:
+        """Try conditional puts on a key of its own, and return what the store truly does.
+
+        Done by itself before the first conditional put, where the server is not known to keep conditions: some
+        S3-compatible ones accept and ignore them, so that every creator wins.
+        """
+        key = f"probe-{uuid.uuid4().hex}"
+        first = Condition(if_absent=True, token=uuid.uuid4().hex)
+        self._put(key, Payload(b"1"), first)
+        try:
+            attempts = (Condition(if_absent=True), Condition(if_match='"0"'))
+            self._conditions_hold = all(self._refuses(key, condition) for condition in attempts)
+        finally:
+            self.delete(key)
+        return self.capabilities
 
     @property
     def concurrency_limit(self) -> int:
@@ -129,6 +152,11 @@ class ObjectStore:
         token = "" if not if_absent and if_match is None else uuid.uuid4().hex
         condition = Condition(if_absent=if_absent, if_match=if_match, token=token)
         payload = Payload(data)
+        if self._backend.may_ignore_conditions and not condition.is_unconditional:
+            if self._conditions_hold is None:
+                self.probe()
+            if not self._conditions_hold:
+                raise CapabilityError(_CONDITIONS_IGNORED, operation="put", store=self._url, key=key)
         return self._put(key, payload, condition)
 
     def put_file(
@@ -195,9 +223,9 @@ class ObjectStore:
             raise ValueError(f"not a range: [{start}, {stop})")
         if start == stop:
             return b""
-        if self._backend.is_remote and stop - start >= 2 * READ_PART_NBYTES:
+        if self._backend.is_remote and self._reader.is_worth_it(stop - start):
             out = bytearray(stop - start)
-            self._read_parts(key, start, memoryview(out))
+            self.get_range_into(key, start, out)
             return bytes(out)
         return self._run("get", key, lambda: self._backend.get_range(key, start, stop), nbytes=stop - start)
 
@@ -218,10 +246,14 @@ class ObjectStore:
             raise ValueError("need a writable contiguous buffer and start >= 0")
         if not view.nbytes:
             return
-        if self._backend.is_remote and view.nbytes >= 2 * READ_PART_NBYTES:
-            self._read_parts(key, start, view.cast("B"))
+
+        def read_part(at: int, part: memoryview) -> None:
+            self._run("get", key, lambda: self._backend.get_range_into(key, at, part), nbytes=part.nbytes)
+
+        if self._backend.is_remote and self._reader.is_worth_it(view.nbytes):
+            self._reader.fill(read_part, start, view.cast("B"))
         else:
-            self._read_part(key, start, view.cast("B"))
+            read_part(start, view.cast("B"))
 
     def head(self, key: str) -> ObjectInfo:
         """Describe an object.
@@ -260,10 +292,7 @@ class ObjectStore:
         """Release connections and descriptors; calling it again does nothing."""
         if not self._closed:
             self._closed = True
-            with self._lock:
-                readers, self._readers = self._readers, None
-            if readers is not None:
-                readers.shutdown()
+            self._reader.close()
             # In a child that has not used the store, the connections are the parent's.
             if not self._forked:
                 self._current.close()
@@ -292,24 +321,6 @@ class ObjectStore:
                     self._forked = False
         return self._current
 
-    def _read_parts(self, key: str, start: int, out: memoryview) -> None:
-        """Fill a large buffer by several requests at once, each retried by itself."""
-        with self._lock:
-            if self._readers is None:
-                self._readers = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="storage-read")
-            readers = self._readers
-        parts = []
-        for offset in range(0, out.nbytes, READ_PART_NBYTES):
-            part = out[offset : offset + READ_PART_NBYTES]
-            parts.append(readers.submit(self._read_part, key, start + offset, part))
-        # All are waited for, also after a failure: they write into the caller's memory.
-        failures = [failure for part in parts if (failure := _failure_of(part, parts)) is not None]
-        if failures:
-            raise failures[0]
-
-    def _read_part(self, key: str, start: int, out: memoryview) -> None:
-        self._run("get", key, lambda: self._backend.get_range_into(key, start, out), nbytes=out.nbytes)
-
     def _put(self, key: str, payload: Payload, condition: Condition) -> ObjectInfo:
         if self._backend.is_remote:
             payload.spool()
@@ -330,12 +341,20 @@ class ObjectStore:
 
         return self._run("put", key, attempt, writes=True, weight=weight, nbytes=nbytes)
 
+    def _refuses(self, key: str, condition: Condition) -> bool:
+        try:
+            self._put(key, Payload(b"2"), condition)
+        except (AlreadyExists, PreconditionFailed):
+            return True
+        return False
+
     def _recognise(self, key: str, payload: Payload, condition: Condition, *, retried: bool) -> ObjectInfo | None:
         """Return the object if it is the one that an unanswered try of this very put wrote."""
         if not self._backend.is_remote:
             return None
         try:
             if self._backend.records_tokens:
+                # Also at the first try: HTTP clients repeat a PUT by themselves where a connection was closed.
                 ours = self._backend.put_token(key) == condition.token
             else:
                 # Without a token only the content can tell, and only a retry can be in doubt.
@@ -368,14 +387,3 @@ class ObjectStore:
         except StorageError as error:
             error.locate(operation=operation, store=self._url, key=key)
             raise
-
-
-def _failure_of(part: Future[None], parts: list[Future[None]]) -> BaseException | None:
-    """Wait for a part; after a failure, call off those that have not begun."""
-    if part.cancelled():
-        return None
-    failure = part.exception()
-    if failure is not None:
-        for other in parts:
-            other.cancel()
-    return failure

@@ -103,6 +103,7 @@ class ObstoreBackend(Backend):
         request_timeout_s: how long an answer may take.
         credentials: where they are fetched anew, or None if obstore finds its own.
         by_version: whether ``if_match`` needs the object's version (GCS) and not its etag.
+        may_ignore_conditions: whether the server is unknown, so that conditional puts are tried first.
     """
 
     client = "obstore"
@@ -117,14 +118,14 @@ class ObstoreBackend(Backend):
         request_timeout_s: float,
         credentials: CredentialSource | None = None,
         by_version: bool = False,
+        may_ignore_conditions: bool = False,
     ) -> None:
-        global _used_in
-        _used_in = os.getpid()
         self._make_client = make_client
         self._scrubber = scrubber
         self._request_timeout_s = request_timeout_s
         self._credentials = credentials
         self._by_version = by_version
+        self.may_ignore_conditions = may_ignore_conditions
         self._lock = threading.Lock()
         self._clients: dict[ClientTimeouts, Any] = {}
         self._clients_hold: Credentials | None = None
@@ -330,6 +331,8 @@ class ObstoreBackend(Backend):
         )
 
     def _client(self, timeouts: ClientTimeouts) -> Any:
+        global _used_in
+        _used_in = os.getpid()
         held = self._credentials.current() if self._credentials is not None else None
         with self._lock:
             if held != self._clients_hold:

@@ -80,7 +80,13 @@ def open_s3(bucket: str, prefix: str, options: Mapping[str, Any], scrubber: Scru
             bucket, prefix=prefix or None, config=config, **_client_arguments(timeouts, settings.uses_plain_http)
         )
 
-    return ObstoreBackend(make, scrubber, request_timeout_s=settings.request_timeout_s, credentials=source)
+    return ObstoreBackend(
+        make,
+        scrubber,
+        request_timeout_s=settings.request_timeout_s,
+        credentials=source,
+        may_ignore_conditions=settings.may_ignore_conditions,
+    )
 
 
 def open_gcs(bucket: str, prefix: str, options: Mapping[str, Any], scrubber: Scrubber) -> ObstoreBackend:

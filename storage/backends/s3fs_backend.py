@@ -82,6 +82,7 @@ class S3fsBackend(Backend):
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._settings = settings
+        self.may_ignore_conditions = settings.may_ignore_conditions
         self._scrubber = scrubber
         self._source = source
         self._lock = threading.Lock()

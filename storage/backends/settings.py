@@ -29,6 +29,7 @@ class S3Settings:
         unsigned_payload: leave the body out of the signature, which saves its SHA-256. None: over TLS,
             which protects the body, but not over plain HTTP.
         virtual_hosted_style: put the bucket into the host name.
+        trust_conditions: believe a server that is not AWS that it keeps the conditions of puts, without trying.
         request_timeout_s: how long one answer may take.
     """
 
@@ -42,6 +43,7 @@ class S3Settings:
     anonymous: bool = False
     unsigned_payload: bool | None = None
     virtual_hosted_style: bool = False
+    trust_conditions: bool = False
     request_timeout_s: float = REQUEST_TIMEOUT_S
 
     def __post_init__(self) -> None:
@@ -67,6 +69,11 @@ class S3Settings:
     def uses_plain_http(self) -> bool:
         """Tell whether the connection is not encrypted."""
         return (self.endpoint_url or "").startswith("http://")
+
+    @property
+    def may_ignore_conditions(self) -> bool:
+        """Tell whether it is to be tried that the server keeps conditions; AWS does."""
+        return self.endpoint_url is not None and not self.trust_conditions
 
     def provider(self) -> CredentialsProvider | None:
         """Return what yields credentials, or None if the client is to find them by itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -69,6 +70,33 @@ def test_a_child_says_which_client_it_uses_after_obstore_was_used_before_the_for
                 fresh.put("key", b"x")
 
         in_child(check)
+
+
+_ZYGOTE = textwrap.dedent(
+    """
+    import json, os, sys
+    from storage import open_store
+    store = open_store(sys.argv[1], **json.loads(sys.argv[2]))  # opened, and not used
+    pid = os.fork()
+    if pid == 0:
+        store.put("key", b"child")
+        print(store.client, store.get("key").decode(), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    store.put("key", b"parent")
+    print(store.client, store.get("key").decode(), flush=True)
+    """
+)
+
+
+@pytest.mark.s3
+def test_a_store_that_was_only_opened_before_a_fork_keeps_the_faster_client_in_the_child(moto: MotoServer) -> None:
+    zygote = _start(_ZYGOTE, f"s3://{BUCKET}/zygote", json.dumps(moto.options))
+    try:
+        assert zygote.communicate(timeout=60)[0].split("\n")[:2] == ["obstore child", "obstore parent"]
+    finally:
+        zygote.kill()
+        zygote.communicate()
 
 
 def test_a_file_store_works_in_forked_children_also_while_threads_write(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from storage import PermissionDenied, RangeNotSatisfiable, open_store
-from storage.testing import RcloneServer
+from storage import CapabilityError, PermissionDenied, RangeNotSatisfiable, open_store
+from storage.testing import FaultProxy, MotoServer, RcloneServer
+from tests.integration.storage.conftest import BUCKET
 
 pytestmark = [pytest.mark.integration, pytest.mark.s3]
 
@@ -48,3 +49,28 @@ def test_a_wrong_secret_is_no_permission(rclone: RcloneServer, client: str) -> N
         for use in (lambda: store.get("key"), lambda: store.put("key", b"x"), lambda: list(store.list())):
             with pytest.raises(PermissionDenied):
                 use()
+
+
+@pytest.mark.parametrize("client", ["obstore", "fsspec"])
+def test_a_server_that_ignores_conditions_is_found_out_before_anything_depends_on_them(
+    rclone: RcloneServer, client: str
+) -> None:
+    options = {**rclone.options, "trust_conditions": False}
+    with open_store(f"s3://bucket/ignoring-{client}", client=client, **options) as store:
+        with pytest.raises(CapabilityError, match="ignores the conditions"):
+            store.put("key", b"x", if_absent=True)
+        assert not store.capabilities.put_if_absent
+        assert not store.capabilities.put_if_match
+        assert list(store.list()) == []
+        store.put("key", b"x")
+
+
+@pytest.mark.parametrize("client", ["obstore", "fsspec"])
+def test_a_server_that_keeps_conditions_is_tried_once(proxy: FaultProxy, moto: MotoServer, client: str) -> None:
+    options = {**moto.options, "endpoint_url": proxy.url}
+    with open_store(f"s3://{BUCKET}/keeping-{client}", client=client, **options) as store:
+        assert store.probe().put_if_absent
+        assert list(store.list()) == []
+        proxy.script([])
+        store.put("key", b"x", if_absent=True)
+        assert [seen.method for seen in proxy.seen] == ["PUT"]

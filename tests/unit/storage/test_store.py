@@ -8,8 +8,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from storage import AlreadyExists, Capabilities, NotFound, ObjectInfo, ObjectStore, PreconditionFailed, StoreClosed
-from storage import store as store_module
+from storage import (
+    AlreadyExists,
+    Capabilities,
+    NotFound,
+    ObjectInfo,
+    ObjectStore,
+    PreconditionFailed,
+    StoreClosed,
+    reading,
+)
 from storage.backends import memory
 from storage.backends.memory import MemoryBackend
 from storage.base import Condition
@@ -137,7 +145,7 @@ def test_a_stream_is_sent_again_after_a_lost_answer(store: ObjectStore, remote: 
 def test_a_large_range_is_read_in_parts_each_retried_by_itself(
     store: ObjectStore, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "READ_PART_NBYTES", 100)
+    monkeypatch.setattr(reading, "PART_NBYTES", 100)
     data = random.Random(1).randbytes(1050)
     store.put("key", data)
     remote.fail_reads = [TruncatedBody(), ConnectionLost()]
@@ -152,7 +160,7 @@ def test_a_large_range_is_read_in_parts_each_retried_by_itself(
 def test_a_failed_part_fails_the_read_after_all_parts_have_ended(
     store: ObjectStore, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "READ_PART_NBYTES", 10)
+    monkeypatch.setattr(reading, "PART_NBYTES", 10)
     with pytest.raises(NotFound) as caught:
         store.get_range_into("missing", 0, bytearray(1000))
     assert caught.value.key == "missing"
