@@ -42,6 +42,4 @@ def _find(name: str) -> Any:
         return getattr(import_module(module), attribute)
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         return point.load()
-    raise ConfigurationError(
-        "framework", f"{name!r} is not known", f"Choose one of: {', '.join(framework_names())}"
-    )
+    raise ConfigurationError("framework", f"{name!r} is not known", f"Choose one of: {', '.join(framework_names())}")

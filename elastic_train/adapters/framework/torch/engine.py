@@ -1,0 +1,354 @@
+"""The step engine: gradients, reduction, state and rollback of the objects in a TrainState."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from elastic_train.adapters.framework.torch.buffers import Buffers
+from elastic_train.adapters.framework.torch.description import Description, check_items, describe
+from elastic_train.adapters.framework.torch.gradients import GradientBuckets
+from elastic_train.adapters.framework.torch.group import TorchGroup
+from elastic_train.adapters.framework.torch.reducer import GradientReducer
+from elastic_train.adapters.framework.torch.rollback import Undo
+from elastic_train.adapters.framework.torch.state import bind_item
+from elastic_train.adapters.framework.torch.transfer import receive_tensors, send_tensors
+from elastic_train.errors import GroupBroken, StateNotRestorable, UsageError
+from elastic_train.ports import StepPlan
+
+_MOST_CONTROLS = 64
+_MULTI_PHASE = "multi_phase"
+_OVERLAP = "overlap"
+
+
+class TorchStepEngine:
+    """Steps of a torch program.
+
+    A step has one or more phases: each is some backward passes and one `reduce`. Most programs have one. A GAN's has two (the user's loop
+    runs twice in one step, with an `optimizer.step()` after each); there an optimizer has moved before the second reduction, and if
+    that fails all has to be put back. The first step is therefore begun with a copy of the state, and every step of a program
+    that has shown several phases.
+
+    Gradients are set to zero when a phase begins. `reduce` leaves the mean over the global batch in `.grad`; a parameter that no worker
+    touched has `.grad = None`, as in plain torch.
+    """
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        self._items = {name: bind_item(name, value) for name, value in items.items()}
+        self._modules = {name: value for name, value in items.items() if isinstance(value, torch.nn.Module)}
+        self._optimizers = {name: value for name, value in items.items() if isinstance(value, torch.optim.Optimizer)}
+        _refuse_sparse_gradients(self._modules)
+        self._parameters = _distinct_parameters(self._modules)
+        self._buffers = Buffers(list(self._modules.values()))
+        self._undo = Undo(self._items)
+        self._group: TorchGroup | None = None
+        self._plan: StepPlan | None = None
+        self._passes = 0  # backward passes in this phase
+        self._phase = 0
+        self._multi_phase: bool | None = None  # None: not known yet
+        self._may_overlap = True
+        self._moved_unprotected = False
+        self._owned = 0  # parameters in the optimizers, when last looked
+        self._trainable: list[bool] = []
+        self._whole = False  # there is a state here that is worth keeping while another is received
+        self._intact = True
+        self._rebuild()
+
+    @property
+    def intact(self) -> bool:
+        """Return whether the state here is that of a whole step. False after a `receive` that broke, or a rollback that could not be done."""
+        return self._intact
+
+    # ---- steps
+
+    def attach(self, group: TorchGroup | None) -> None:
+        """Use this group from now on (None: no world; nothing may be reduced)."""
+        self._group = group
+        self._reducer.overlap = self._may_overlap
+        self._reducer.attach(group)
+
+    def begin(self, plan: StepPlan) -> None:
+        """Open a step: zero gradients, seed the generators, remember what a rollback needs.
+
+        Raises:
+            UsageError: A parameter was added to an optimizer that belongs to no bound module.
+        """
+        self._look_for_changes()
+        if self._multi_phase is not False:
+            self._undo.take()
+        self._buffers.begin(everything=self._multi_phase is None)
+        self._plan = plan
+        self._phase = 0
+        self._moved_unprotected = False
+        self._begin_phase()
+        _seed(plan.seed)
+
+    def backward(self, loss: torch.Tensor, samples: int, *, last: bool) -> torch.Tensor:
+        """Accumulate the gradient of ``loss * samples / global_samples``; on the last part start reducing. Return the detached loss.
+
+        Raises:
+            GroupBroken: A member is gone.
+            UsageError: The loss is not a scalar with a gradient, or gradients were changed between two parts.
+        """
+        plan = self._open_plan()
+        _check_loss(loss)
+        if self._phase and self._passes == 0:
+            self._begin_phase()
+        self._gradients.install(first=self._passes == 0)
+        self._passes += 1
+        weight = torch.full_like(loss, samples / plan.global_samples)
+        if last:
+            self._reducer.arm()
+        try:
+            torch.autograd.backward((loss,), (weight,))
+        finally:
+            self._reducer.disarm()
+        self._gradients.accumulated()
+        return loss.detach()
+
+    def reduce(self, control: Sequence[float]) -> list[float]:
+        """Complete the reduction of gradients; return `control` (in single precision) summed elementwise over the world.
+
+        Raises:
+            GroupBroken: A member is gone, or this program's backward passes changed their pattern (the step must be run again).
+            UsageError: Gradients were accumulated by ``loss.backward()``.
+        """
+        plan = self._open_plan()
+        group = self._group
+        if group is None:
+            raise UsageError("no world: gradients cannot be reduced now.")
+        touched = self._gradients.touched()
+        if self._passes == 0 and any(touched):
+            raise UsageError("gradients were accumulated by loss.backward(). Write step.backward(loss) instead.")
+        if group.world_size == 1:
+            self._gradients.show(touched)
+            summed = list(control)
+        else:
+            summed = self._reduce_over_world(control, touched, plan, group)
+        self._close_phase()
+        return summed
+
+    def commit(self) -> None:
+        """Close the step: forget what a rollback needs."""
+        if self._multi_phase is None:
+            self._multi_phase = self._phase > 1
+        if self._multi_phase:
+            self._undo.drop()
+        else:
+            self._undo.free()
+        self._plan = None
+        self._whole = self._intact = True
+
+    def rollback(self) -> None:
+        """Undo every trace of the open step: parameters, optimizers, buffers, gradients. No step open: nothing to do."""
+        if self._plan is None:
+            return
+        self._plan = None
+        self._buffers.restore()
+        if self._undo.held:
+            self._undo.restore()
+        elif self._moved_unprotected:
+            self._intact = False
+        self._gradients.zero()
+
+    def _open_plan(self) -> StepPlan:
+        if self._plan is None:
+            raise UsageError("step.backward() and the loop over a step's parts belong inside `with step:`.")
+        return self._plan
+
+    def _begin_phase(self) -> None:
+        if self._phase:
+            self._multi_phase = True
+            self._moved_unprotected = not self._undo.held
+        self._passes = 0
+        self._gradients.zero()
+        self._reducer.begin()
+
+    def _close_phase(self) -> None:
+        self._phase += 1
+        self._passes = 0
+
+    def _reduce_over_world(
+        self, control: Sequence[float], touched: list[bool], plan: StepPlan, group: TorchGroup
+    ) -> list[float]:
+        if len(control) > _MOST_CONTROLS:
+            raise UsageError(f"{len(control)} control values; there is room for {_MOST_CONTROLS}.")
+        changed = self._buffers.changed()
+        numbers = [float(self._reducer.misjudged), *control, *touched, *changed]
+        tail = self._gradients.tail[: len(numbers)]
+        tail.copy_(torch.tensor(numbers, dtype=tail.dtype))
+        self._reducer.finish()
+        sums: list[float] = tail.tolist()
+        if sums[0]:
+            self._may_overlap = self._reducer.overlap = False
+            reason = "a gradient was written after its reduction had begun: the step is run again, reducing after backward from now on"
+            group.abort(reason)
+            raise GroupBroken(reason)
+        controls_end = 1 + len(control)
+        touched_end = controls_end + len(touched)
+        self._gradients.show(sums[controls_end:touched_end])
+        changed_by_any = [bool(count) for count in sums[touched_end:]]
+        if any(changed_by_any):
+            self._buffers.average(changed_by_any, plan.samples / plan.global_samples, group)
+        return sums[1:controls_end]
+
+    def _look_for_changes(self) -> None:
+        """Follow what user code may have changed between two steps: what is frozen, and what the optimizers hold."""
+        owned = sum(len(group["params"]) for optimizer in self._optimizers.values() for group in optimizer.param_groups)
+        if owned != self._owned:
+            _refuse_strangers(self._optimizers, self._modules)
+            self._owned = owned
+            self._parameters = _distinct_parameters(self._modules)
+            self._rebuild()
+        elif [parameter.requires_grad for parameter in self._parameters] != self._trainable:
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Lay out the buckets for the parameters that are trained now."""
+        if hasattr(self, "_reducer"):
+            self._reducer.detach()
+        self._trainable = [parameter.requires_grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
+        self._gradients = GradientBuckets(trained, 1 + _MOST_CONTROLS + len(trained) + len(self._buffers))
+        self._reducer = GradientReducer(self._gradients)
+        self.attach(self._group)
+
+    # ---- state
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Hold gradients off and every module in evaluation mode; afterwards each is in the mode it was in."""
+        modes = [(module, module.training) for root in self._modules.values() for module in root.modules()]
+        for root in self._modules.values():
+            root.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def describe(self) -> bytes:
+        """Return structure, dtypes, shapes and small values of the state (msgpack); tensors' bytes not included.
+
+        Raises:
+            StateNotRestorable: Something in it cannot be sent; says where.
+        """
+        return self._describe()[0].to_bytes()
+
+    def send(self, description: bytes, receiver: int) -> None:
+        """Send the state's tensors to the member with that rank, in the order of `description`.
+
+        Raises:
+            GroupBroken: A member is gone, or the group was aborted.
+            UsageError: The state has changed since it was described.
+        """
+        current, tensors = self._describe()
+        if current.to_bytes() != description:
+            raise UsageError("the state has changed since it was described.")
+        send_tensors(self._joined_group(), tensors, receiver)
+
+    def receive(self, description: bytes, sender: int) -> None:
+        """Replace the state by the sender's. All or nothing: a failure half-way raises GroupBroken.
+
+        A worker that has a whole (older) state receives into memory of its own first, as much as the state has, and keeps the old one if
+        that fails. A worker that has none yet receives in place; if that fails `intact` is False until another `receive` succeeds.
+
+        Raises:
+            GroupBroken: A member is gone, or the group was aborted.
+            StateNotRestorable: The sender's state does not fit the objects bound here; nothing was changed.
+        """
+        described = Description.from_bytes(description)
+        described.check(self._items)
+        if self._whole and self._intact:
+            tensors = [spec.allocate() for spec in described.specs]
+            receive_tensors(self._joined_group(), tensors, sender)
+        else:
+            self._intact = False
+            tensors = described.destinations(self._items)
+            receive_tensors(self._joined_group(), tensors, sender)
+        self._take_over(described.trees(tensors), keep=True)
+        if described.notes[_MULTI_PHASE] is not None:
+            self._multi_phase = described.notes[_MULTI_PHASE]
+        self._may_overlap = self._reducer.overlap = self._may_overlap and described.notes[_OVERLAP]
+
+    def export(self) -> dict[str, Any]:
+        """Return the state as a tree of tensors and plain values for a checkpoint (no copies)."""
+        return {name: item.capture() for name, item in self._items.items()}
+
+    def load(self, tree: Mapping[str, Any]) -> None:
+        """Replace the state by a tree that `export` made.
+
+        Raises:
+            StateNotRestorable: The tree does not fit; says which keys.
+        """
+        check_items(self._items, tree)
+        self._take_over(tree, keep=False)
+
+    def _take_over(self, trees: Mapping[str, Any], *, keep: bool) -> None:
+        for name, item in self._items.items():
+            item.restore(trees[name], keep=keep)
+        self._plan = None
+        self._undo.free()
+        self._whole = self._intact = True
+
+    def _describe(self) -> tuple[Description, list[torch.Tensor]]:
+        return describe(self._items, {_MULTI_PHASE: self._multi_phase, _OVERLAP: self._may_overlap})
+
+    def _joined_group(self) -> TorchGroup:
+        if self._group is None:
+            raise UsageError("no world: state can be neither sent nor received now.")
+        return self._group
+
+
+def _check_loss(loss: torch.Tensor) -> None:
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+        raise UsageError(f"step.backward() takes the mean loss of a part, a tensor with one element; it got {what}.")
+    if not loss.requires_grad:
+        raise UsageError("the loss given to step.backward() has no gradient: it was detached, or computed under torch.no_grad().")
+
+
+def _seed(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed() looks for every kind of device: 100 times the cost
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed % (1 << 32))
+
+
+def _distinct_parameters(modules: Mapping[str, torch.nn.Module]) -> list[torch.nn.Parameter]:
+    found = {id(parameter): parameter for module in modules.values() for parameter in module.parameters()}
+    return list(found.values())
+
+
+def _refuse_sparse_gradients(modules: Mapping[str, torch.nn.Module]) -> None:
+    for name, module in modules.items():
+        for path, part in module.named_modules():
+            if getattr(part, "sparse", False) is True and isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag):
+                raise StateNotRestorable(
+                    f"{name}.{path}: sparse gradients cannot be reduced in flat buckets. Build the embedding with sparse=False."
+                )
+
+
+def _refuse_strangers(
+    optimizers: Mapping[str, torch.optim.Optimizer], modules: Mapping[str, torch.nn.Module]
+) -> None:
+    known = {id(parameter) for module in modules.values() for parameter in module.parameters()}
+    for name, optimizer in optimizers.items():
+        for number, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                if id(parameter) not in known:
+                    raise UsageError(
+                        f"{name}: a parameter of shape {list(parameter.shape)} in its group {number} belongs to no module in TrainState, so "
+                        "its gradient would not be reduced. Add the module that owns it to TrainState."
+                    )
