@@ -290,6 +290,11 @@ class StepEngine(Protocol):
     Bound once to the objects of TrainState; lives as long as the worker.
     """
 
+    @property
+    def intact(self) -> bool:
+        """Return whether the state here is that of a whole step: not after a transfer or rollback that broke off."""
+        ...
+
     def attach(self, group: Group | None) -> None:
         """Use this group from now on (None: no world; nothing may be reduced)."""
 

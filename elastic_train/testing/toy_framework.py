@@ -129,6 +129,11 @@ class ToyEngine:
         self._plan = StepPlan(0, 0, 0, 1)
         self._before = model.weight
 
+    @property
+    def intact(self) -> bool:
+        """Say that the state is whole: one float is replaced at once."""
+        return True
+
     def attach(self, group: Group | None) -> None:
         """Use this group from now on."""
         if group is not None and not isinstance(group, ToyGroup):

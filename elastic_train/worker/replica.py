@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgpack
 
 from elastic_train.core.transfer import transfer_rounds
-from elastic_train.errors import GroupBroken, UsageError, WorkerLeaving
+from elastic_train.errors import UsageError, WorkerLeaving
 from elastic_train.ports import Group, StepEngine
 
 
@@ -97,8 +97,7 @@ class _Hello:
 class Replica:
     """The state in this process: the user's objects behind an engine, and the runtime's own progress.
 
-    It is *fresh* until it has once become the job's state (received, restored, or taken as the initial one), and *void*
-    while a transfer that broke off half-way has left nobody's state in memory.
+    It is *fresh* until it has once become the job's state (received, restored, or taken as the initial one).
     """
 
     def __init__(self, journal: Recorder, checkpoints: Checkpoints) -> None:
@@ -107,7 +106,6 @@ class Replica:
         self._journal = journal
         self._checkpoints = checkpoints
         self._fresh = True
-        self._void = False
 
     def synchronise(self, group: Group, membership_epoch: int, transaction: Transaction) -> bool:
         """Bring every member to the most advanced state among them; where nobody has one, to the newest checkpoint.
@@ -143,7 +141,7 @@ class Replica:
         return self.engine
 
     def _greet(self, group: Group, transaction: Transaction) -> list[_Hello]:
-        version = -1 if self._void else self.progress.version
+        version = self.progress.version if self._require_engine().intact else -1
         payload = msgpack.packb([version, self._fresh, str(transaction)])
         return [_Hello(*msgpack.unpackb(hello)) for hello in group.all_gather_bytes(payload)]
 
@@ -154,9 +152,9 @@ class Replica:
             engine.load(tree["state"])
             self.progress = Progress.from_tree(tree["progress"])
             self._journal.record("checkpoint_restored", version=self.progress.version)
-        elif self._void:
+        elif not engine.intact:
             return  # a torn state is no initial state
-        self._fresh = self._void = False
+        self._fresh = False
 
     def _transfer(self, group: Group, membership_epoch: int, holders: list[int], receivers: list[int]) -> None:
         engine = self._require_engine()
@@ -171,17 +169,10 @@ class Replica:
                     engine.send(description, receiver)
                     self._note("state_sent", membership_epoch, receiver, started_at)
                 elif group.rank == receiver:
-                    self._receive(engine, description, sender)
+                    engine.receive(description, sender)
+                    self._fresh = False
                     self.progress = Progress.from_tree(progress)
                     self._note("state_received", membership_epoch, sender, started_at)
-
-    def _receive(self, engine: StepEngine, description: bytes, sender: int) -> None:
-        try:
-            engine.receive(description, sender)
-        except GroupBroken:
-            self._void = self._void or self._fresh  # only a replica with a state of its own is replaced all or nothing
-            raise
-        self._void = self._fresh = False
 
     def _note(self, kind: str, membership_epoch: int, peer: int, started_at: float) -> None:
         self._journal.record(

@@ -168,6 +168,11 @@ class Runtime:
         self._switch_agreed = control[0] > 0
         self._save_agreed = control[1] > 0
 
+    @property
+    def change_agreed(self) -> bool:
+        """Say whether `boundary` will save or switch, in all members alike."""
+        return self._switch_agreed or self._save_agreed
+
     def boundary(self) -> None:
         """Do between two steps what was agreed in the one before: save, switch to another world."""
         if self._save_agreed:

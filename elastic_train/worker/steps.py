@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from elastic_train.core.data import BatchPlan, Share, indices_crc, mix
+from elastic_train.core.data import Share, mix
 from elastic_train.core.records import Activity
 from elastic_train.errors import GroupBroken, StepAborted, UsageError, WorkerLeaving
 from elastic_train.ports import StepPlan
 from elastic_train.worker.batches import ElasticBatches
 from elastic_train.worker.evaluation import Evaluation
 from elastic_train.worker.metrics import LocalMetrics
+from elastic_train.worker.reading import Reader, open_reader
 from elastic_train.worker.replica import Transaction
 from elastic_train.worker.runtime import Runtime
 
@@ -26,8 +26,7 @@ class Loop:
 
     def __init__(self, runtime: Runtime, name: str, batches: ElasticBatches) -> None:
         self.name = name
-        self.batches = batches
-        self.plan: BatchPlan = batches.plan(runtime.job.logical_shards, runtime.job.seed)
+        self.reader: Reader = open_reader(batches, runtime, name)
         self._runtime = runtime
 
     @property
@@ -38,21 +37,36 @@ class Loop:
     def __iter__(self) -> Iterator[Step]:
         runtime = self._runtime
         runtime.join()
-        runtime.journal.record("loop_started", loop=self.name, total_steps=self.plan.total_steps)
-        runtime.journal.record(
-            "loop_started", loop=self.name, total_steps=self.plan.total_steps, plan=asdict(self.plan)
-        )
-        while True:
-            runtime.boundary()
-            if self.position >= self.plan.total_steps:
-                return
-            while not runtime.enter(Transaction.STEP):
-                Evaluation.attend(runtime)
-            if self.position >= self.plan.total_steps:
-                continue
-            step = Step(runtime, self)
-            yield step
-            step.require_entered()
+        reader = self.reader
+        runtime.journal.record("loop_started", loop=self.name, total_steps=reader.total_steps, **reader.describe())
+        try:
+            while True:
+                self._boundary()
+                if reader.finished():
+                    return
+                while not runtime.enter(Transaction.STEP):
+                    Evaluation.attend(runtime)
+                if reader.finished() or not self._agree(reader.prepare) or reader.finished():
+                    continue
+                step = Step(runtime, self)
+                yield step
+                step.require_entered()
+        finally:
+            reader.close()
+
+    def _boundary(self) -> None:
+        if self._runtime.change_agreed and not self._agree(self.reader.hand_over):
+            return  # the world broke before the change: it is agreed on anew
+        self._runtime.boundary()
+
+    def _agree(self, with_others: Callable[[], None]) -> bool:
+        """Do what all members do together; False if the world broke meanwhile and another was formed."""
+        try:
+            with_others()
+        except GroupBroken as error:
+            self._runtime.recover(Transaction.STEP, error)
+            return False
+        return True
 
 
 class Step:
@@ -70,8 +84,9 @@ class Step:
         self._runtime = runtime
         self._loop = loop
         self._membership_epoch = runtime.membership_epoch
-        self._share: Share = loop.plan.share(self.index, runtime.rank, runtime.world_size)
+        self._share: Share = loop.reader.share(self.index)
         self.data_epoch = self._share.data_epoch
+        self._announced: list[float] = []  # what all members' readers say, summed
         self._metrics = LocalMetrics()
         self._entered = False
         self._reduced = False
@@ -99,8 +114,7 @@ class Step:
         """
         if not self._entered:
             raise UsageError("read a step's batch inside `with step:`")
-        runtime, batches, share = self._runtime, self._loop.batches, self._share
-        indices = batches.indices(self._loop.plan, share)
+        runtime, reader, share = self._runtime, self._loop.reader, self._share
         runtime.journal.record(
             "step_read",
             membership_epoch=self._membership_epoch,
@@ -109,20 +123,12 @@ class Step:
             version=runtime.progress.version,
             data_epoch=share.data_epoch,
             shards=share.shards,
-            samples=share.samples,
-            indices_crc=indices_crc(indices),
+            **reader.proof(share),
         )
-        collate = runtime.framework.collate
-        if share.samples == 0:
-            filler = self._loop.plan.indices(share.data_epoch, share.batch_start, share.batch_start + 1)
-            self._hold(0, last=True)
-            yield batches.read(filler, collate)
-        size = batches.micro_batch_size or max(1, share.samples)
-        for start in range(0, share.samples, size):
-            part = indices[start : start + size]
+        for part in reader.parts(share):
             self._abort_if_interrupted()
-            self._hold(len(part), last=start + size >= share.samples)
-            yield batches.read(part, collate)
+            self._hold(part.samples, last=part.last)
+            yield part.data
         self._in_part = False
         self._reduce()
 
@@ -178,8 +184,7 @@ class Step:
     @property
     def where(self) -> tuple[int, tuple[int, int]]:
         """Return the step's index and this worker's half-open range of positions in the sample order."""
-        base = self.data_epoch * self._loop.plan.dataset_size
-        return self.index, (base + self._share.start, base + self._share.stop)
+        return self.index, self._share.samples_of_all_data_epochs
 
     def _hold(self, samples: int, *, last: bool) -> None:
         self._part_samples, self._last_part, self._in_part = samples, last, True
@@ -188,9 +193,11 @@ class Step:
         runtime = self._runtime
         self._abort_if_interrupted()
         runtime.agent.progress.now(Activity.WAITING)
-        heard = runtime.engine.reduce(runtime.control())
+        control = runtime.control()
+        heard = runtime.engine.reduce([*control, *self._loop.reader.announce()])
         runtime.agent.progress.now(Activity.COMPUTING)
-        runtime.heard(heard)
+        runtime.heard(heard[: len(control)])
+        self._announced = heard[len(control) :]
         self._reduced = True
 
     def _commit(self) -> None:
@@ -198,6 +205,7 @@ class Step:
         runtime.commit()
         runtime.engine.commit()
         runtime.progress.advance(self._loop.name)
+        self._loop.reader.committed(self._announced)
         runtime.where = None
         self.committed = True
         step_s = time.monotonic() - self._started_at
