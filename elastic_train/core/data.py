@@ -83,6 +83,12 @@ class Share:
     stop: int
     batch_start: int  # the same for the whole global batch
     batch_stop: int
+    base: int = 0  # samples of all data epochs before
+
+    @property
+    def samples_of_all_data_epochs(self) -> tuple[int, int]:
+        """Return the half-open range of positions in the order of all data epochs, one after the other."""
+        return self.base + self.start, self.base + self.stop
 
     @property
     def samples(self) -> int:
@@ -141,7 +147,8 @@ class BatchPlan:
         samples = batch_stop - batch_start
         start = batch_start + shards[0] * samples // self.logical_shards
         stop = batch_start + shards[1] * samples // self.logical_shards
-        return Share(step, data_epoch, shards, start, stop, batch_start, batch_stop)
+        base = data_epoch * self.dataset_size
+        return Share(step, data_epoch, shards, start, stop, batch_start, batch_stop, base)
 
     def indices(self, data_epoch: int, start: int, stop: int) -> Indices:
         """Return the dataset indices at the positions ``[start, stop)`` of a data epoch's order."""

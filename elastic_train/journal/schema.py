@@ -30,7 +30,6 @@ KINDS: Mapping[str, Sequence[str]] = MappingProxyType(
         "state_received": _TRANSFER,
         "loop_started": ("loop", "total_steps"),
         # ---- a worker's transactions; version: before a read, after a commit
-        "loop_started": ("loop", "total_steps"),
         "step_read": (*_STEP, "version", "data_epoch", "shards", "samples", "indices_crc"),
         "step_committed": (*_STEP, "version", "samples", "global_samples", "metrics", "step_s"),
         "step_aborted": (*_STEP, "reason"),

@@ -31,8 +31,8 @@ class Part:
 class Reader(Protocol):
     """Where a loop's data comes from, and how far it has come. Used by the training thread only.
 
-    Between two steps, in this order: `hand_over` where a change was agreed on, `finished`, `prepare`, `share`. In a step:
-    `proof`, `parts`, `announce`, and `committed` if it was.
+    Between two steps, in this order: `hand_over` where a change was agreed on, `finished`, `prepare`, `share`.
+    In a step: `proof`, `parts`, `announce`, and `committed` if it was.
     """
 
     @property
