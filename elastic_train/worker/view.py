@@ -83,5 +83,9 @@ class WorldView:
         self.dismissed = self.dismissed or reason
 
 
-def _order(world: WorldRecord) -> tuple[int, bool]:
-    return world.membership_epoch, world.stage is not Stage.PROPOSED
+_STAGES = (Stage.PROPOSED, Stage.SEALED, Stage.ENDED)
+"""In the order in which a membership epoch goes through them."""
+
+
+def _order(world: WorldRecord) -> tuple[int, int]:
+    return world.membership_epoch, _STAGES.index(world.stage)
