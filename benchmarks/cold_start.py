@@ -22,7 +22,7 @@ from benchmarks.elastic_job import elastic_job
 if __name__ == "__main__":
     with elastic_job({_WORKERS}, max_workers={_WORKERS}) as job:
         job.wait_for_step(0, world_size={_WORKERS})
-        print(min(record["t"] for record in job.of("step_committed")))
+        print(min(record.t for record in job.of("step_committed")))
 """
 
 

@@ -37,12 +37,12 @@ def resize_once(job: RunningJob, trainer: ElasticTrainer, workers: int) -> dict[
     trainer.resize(workers)
     changed = job.wait_for_step(0, world_size=workers, after=at)
     job.wait_for_step(changed["step"] + 10, world_size=workers)
-    times = [record["t"] for record in commits_of(job, witness)]
+    times = [record.t for record in commits_of(job, witness)]
     gaps = [after - before for before, after in pairwise(times) if after > at]
     typical = median(after - before for before, after in pairwise(times) if after <= at)
-    received = [record for record in job.of("state_received") if record["t"] > at]
+    received = [record for record in job.of("state_received") if record.t > at]
     return {
-        "to_first_step_s": min(r["t"] for r in job.of("step_committed") if r["t"] > at and _size(job, r) == workers)
+        "to_first_step_s": min(r.t for r in job.of("step_committed") if r.t > at and _size(job, r) == workers)
         - at,
         "stall_s": max(gaps) - typical,
         "transfer_s": max((record["seconds"] for record in received), default=0.0),

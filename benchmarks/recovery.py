@@ -31,8 +31,8 @@ def recover_once(job: RunningJob, number: signal.Signals, rank: int) -> dict[str
     at = job.signal(victim, number)
     recovered = job.wait_for_step(settled["step"], world_size=_WORKERS - 1, after=at)
     committed = [r for r in job.of("step_committed") if r["membership_epoch"] == recovered["membership_epoch"]]
-    first = min(record["t"] for record in committed)
-    last_before = max(r["version"] for r in job.of("step_committed") if r["t"] <= at)
+    first = min(record.t for record in committed)
+    last_before = max(r["version"] for r in job.of("step_committed") if r.t <= at)
     redone = sum(1 for r in committed if r["version"] <= last_before and r.source == committed[0].source)
     job.wait_for_step(settled["step"], world_size=_WORKERS, after=first)  # the replacement is in: as at first again
     return {"recovery_s": first - at, "steps_redone": redone}

@@ -22,7 +22,7 @@ def our_step_times(workers: int, steps: int) -> list[float]:
     with elastic_job(workers, max_workers=workers) as job:
         job.wait_for_step(_WARM_UP + steps, world_size=workers)
         first = job.ranks()[0]
-        times = [record["t"] for record in job.of("step_committed") if record.source == first]
+        times = [record.t for record in job.of("step_committed") if record.source == first]
     return [after - before for before, after in pairwise(times)][_WARM_UP : _WARM_UP + steps]
 
 

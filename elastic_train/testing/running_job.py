@@ -88,7 +88,7 @@ class RunningJob:
 
         def committed() -> Record | None:
             for record in reversed(self.records):
-                if record.kind != "step_committed" or record["step"] < step or record["t"] < after:
+                if record.kind != "step_committed" or record["step"] < step or record.t < after:
                     continue
                 if world_size is None or self.world_size(record["membership_epoch"]) == world_size:
                     return record

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from elastic_train.core.data import BatchPlan, Indices, Share
+from elastic_train.core.order import DrawnOrder, OrderedPlan, SampleOrder
 from elastic_train.errors import ConfigurationError
 
 _LOOKAHEAD = 4096  # positions whose indices are computed at a time: the fixed cost is shared by many steps
@@ -35,6 +37,8 @@ class ElasticBatches:
         data_epochs: Passes over the dataset.
         seed: Of the order; None takes the job's.
         shuffle: False keeps the dataset's order.
+        order: Which samples a data epoch has, and in which order, instead of all of them shuffled: a pure function
+            called as ``order(data_epoch, seed)``, e.g. `WeightedOrder` or `BucketedOrder`.
         drop_last: Leave out the incomplete batch at the end of each data epoch (otherwise it is a smaller step).
         collate: Makes a batch of a list of samples; default: the framework's own
             (``torch.utils.data.default_collate``).
@@ -52,16 +56,19 @@ class ElasticBatches:
         data_epochs: int = 1,
         seed: int | None = None,
         shuffle: bool = True,
+        order: SampleOrder | None = None,
         drop_last: bool = False,
         collate: Collate | None = None,
         micro_batch_size: int | None = None,
     ) -> None:
         self._size = _length(dataset)
+        if order is not None and not callable(order):
+            raise ConfigurationError("order", f"{order!r} is no function", "Give a function of (data_epoch, seed).")
         _require_positive("global_batch_size", global_batch_size)
         _require_positive("data_epochs", data_epochs)
         if micro_batch_size is not None:
             _require_positive("micro_batch_size", micro_batch_size)
-        if drop_last and self._size < global_batch_size:
+        if drop_last and order is None and self._size < global_batch_size:
             raise ConfigurationError(
                 "drop_last",
                 f"the dataset has {self._size} samples, fewer than one global batch of {global_batch_size}",
@@ -72,6 +79,7 @@ class ElasticBatches:
         self.data_epochs = data_epochs
         self.seed = seed
         self.shuffle = shuffle
+        self.order = order
         self.drop_last = drop_last
         self.micro_batch_size = micro_batch_size
         self._collate = collate
@@ -81,7 +89,7 @@ class ElasticBatches:
         """Return the pure plan of these batches for a job.
 
         Raises:
-            ConfigurationError: The global batch cannot be cut into so many logical shards.
+            ConfigurationError: The global batch cannot be cut into so many logical shards, or the order is none.
         """
         if self.global_batch_size < logical_shards:
             raise ConfigurationError(
@@ -89,15 +97,20 @@ class ElasticBatches:
                 f"{self.global_batch_size} samples cannot be cut into {logical_shards} logical shards",
                 f"Raise it to at least {logical_shards}, or lower max_workers (or logical_shards) of the trainer.",
             )
-        return BatchPlan(
+        seed = job_seed if self.seed is None else self.seed
+        plan = BatchPlan(
             dataset_size=self._size,
             global_batch_size=self.global_batch_size,
             logical_shards=logical_shards,
             data_epochs=self.data_epochs,
-            seed=job_seed if self.seed is None else self.seed,
+            seed=seed,
             shuffle=self.shuffle,
             drop_last=self.drop_last,
         )
+        if self.order is None:
+            return plan
+        drawn = DrawnOrder(self.order, self._size, seed)
+        return OrderedPlan(**(asdict(plan) | {"dataset_size": drawn.samples}), order=drawn)
 
     def indices(self, plan: BatchPlan, share: Share) -> Indices:
         """Return the dataset indices of a share: [samples]."""

@@ -56,6 +56,7 @@ class Progress:
     version: int = 0
     positions: dict[str, int] = field(default_factory=dict)  # loop -> committed steps
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)  # where in the program -> metrics
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)  # loop -> what its reader needs beside the position
 
     @property
     def steps(self) -> int:
@@ -77,12 +78,18 @@ class Progress:
 
     def as_tree(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"version": self.version, "positions": dict(self.positions), "evaluations": dict(self.evaluations)}
+        return {
+            "version": self.version,
+            "positions": dict(self.positions),
+            "evaluations": dict(self.evaluations),
+            "data": dict(self.data),
+        }
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Progress:
         """Read what `as_tree` wrote."""
-        return cls(int(tree["version"]), dict(tree["positions"]), dict(tree["evaluations"]))
+        data = dict(tree.get("data", {}))  # absent in checkpoints of before there was any
+        return cls(int(tree["version"]), dict(tree["positions"]), dict(tree["evaluations"]), data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from storage import ObjectStore
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.02
+_GATHER_S = 600.0  # for the other members to write their parts; if one is lost, the world changes and ends the wait
 
 
 class CheckpointSaver:
@@ -50,7 +51,7 @@ class CheckpointSaver:
             store,
             job=job,
             retention=KeepLast(config.keep),
-            settings=Settings(on_event=self._on_event),
+            settings=Settings(on_event=self._on_event, gather_timeout_s=_GATHER_S),
         )
         self._store = store
 

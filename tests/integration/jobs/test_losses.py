@@ -103,9 +103,9 @@ def test_a_stopped_worker_is_found_left_out_and_replaced(tmp_path: Path) -> None
         victim = job.ranks()[1]
         at = job.signal(victim, signal.SIGSTOP)
         found = job.wait_for_step(16, world_size=2, after=at)
-        assert found["t"] - at < 10, "found by the progress deadline, not by a time-out of the collective"
+        assert found.t - at < 10, "found by the progress deadline, not by a time-out of the collective"
         job.wait_for_kind("worker_exited", worker_id=victim)
-        job.wait_for_step(17, world_size=3, after=found["t"])
+        job.wait_for_step(17, world_size=3, after=found.t)
         job.trainer.stop()
 
 
