@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Protocol
 
 from checkpointing.core.digest import hex_digest
@@ -11,6 +13,11 @@ from checkpointing.core.records import CheckpointRef, PointerRecord
 from checkpointing.errors import ChecksumMismatch, Damaged, ForeignObject, MissingObject, PointerMoved, StaleFence
 from storage.errors import AlreadyExists, NotFound, PreconditionFailed
 from storage.store import ObjectStore
+
+CONDEMNED_FORMAT = "elastic-checkpoint-condemned"
+
+DAMAGED = "damaged-"
+"""How notices begin that say a file is damaged; those of collections do not."""
 
 
 class Pointer(Protocol):
@@ -194,6 +201,22 @@ class Catalog:
                 self.store.put(self.key_of(ref), data)
         self._remember(ref.digest, manifest)
         return ref
+
+    def condemned(self) -> set[str]:
+        """Return the keys that no new checkpoint may refer to: being collected, or found damaged."""
+        condemned: set[str] = set()
+        for info in self.store.list(self.keys.collections):
+            data = get_or_none(self.store, info.key)
+            if data is not None:
+                condemned.update(json.loads(data)["keys"])
+        return condemned
+
+    def condemn(self, notice: str, keys: Iterable[str]) -> str:
+        """Tell all writers not to refer to some keys any more, and return the key of the notice."""
+        key = self.keys.condemned(notice)
+        document = {"format": CONDEMNED_FORMAT, "version": 1, "keys": list(keys)}
+        self.store.put(key, json.dumps(document, separators=(",", ":")).encode())
+        return key
 
     def files_of(self, ref: CheckpointRef) -> frozenset[str]:
         """Return the keys of the files that a checkpoint refers to.

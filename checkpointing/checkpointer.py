@@ -199,6 +199,16 @@ class Checkpointer:
             raise error
         return idle
 
+    def is_committed(self, step: int, fence: int) -> bool:
+        """Tell, on any rank and from the pointer alone, whether this save or a newer one is committed.
+
+        Raises:
+            Damaged: The pointer is not readable.
+            StorageError: The store cannot be read.
+        """
+        committed = self._primary.repository.catalog.committed()
+        return any((ref.fence, ref.step) >= (fence, step) for ref in committed)
+
     def reconfigure(self, rank: int, world_size: int) -> None:
         """Take another place in another world; a save that is under way is given up, unless it has been committed."""
         self._rank, self._world_size = _checked(rank, world_size)

@@ -11,7 +11,6 @@ names before it is reported (:class:`FilesTaken`).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,10 +29,10 @@ from checkpointing.errors import (
     WritersDisagree,
 )
 from checkpointing.fetch import for_each
+from checkpointing.settings import Settings
 from checkpointing.writer import Staged
 from storage.errors import NotFound
 
-CONDEMNED_FORMAT = "elastic-checkpoint-condemned"
 _FIRST_POLL_S = 0.005
 _LAST_POLL_S = 0.5
 _POINTER_TRIES = 8
@@ -192,7 +191,7 @@ class Committer:
         """Look again, in this order: first what is condemned, then what is there (see the module)."""
         store = self._catalog.store
         used = {self._catalog.key_of(ref), *(file.key for file in manifest.files)}
-        taken = used & self._condemned()
+        taken = used & self._catalog.condemned()
         gone: list[str] = []
 
         def look(key: str) -> None:
@@ -207,17 +206,9 @@ class Committer:
         if taken or gone:
             raise FilesTaken(ref, frozenset(taken) | frozenset(gone))
 
-    def _condemned(self) -> set[str]:
-        condemned: set[str] = set()
-        for info in self._catalog.store.list(self._catalog.keys.collections):
-            data = get_or_none(self._catalog.store, info.key)
-            if data is not None:
-                condemned.update(json.loads(data)["keys"])
-        return condemned
-
 
 def assemble(
-    job: str, staged: Staged, records: Sequence[ShardRecord], *, chunk_nbytes: int, created_unix_s: float
+    job: str, staged: Staged, records: Sequence[ShardRecord], settings: Settings, created_unix_s: float
 ) -> Manifest:
     """Return the manifest of a save from what its writers answer for.
 
@@ -226,7 +217,7 @@ def assemble(
     """
     files: dict[str, StoredFile] = {}
     for record in records:
-        files.update((file.key, file) for file in record.files)
+        files.update((file.key, replace(file, saves=file.saves + 1)) for file in record.files)
     numbers = {key: number for number, key in enumerate(files)}
     boxes: list[dict[Box, list[Extent]]] = [{} for _ in staged.leaves]
     for record in records:
@@ -239,7 +230,7 @@ def assemble(
         fence=staged.fence,
         created_unix_s=created_unix_s,
         world_size=staged.world_size,
-        chunk_nbytes=chunk_nbytes,
+        chunk_nbytes=settings.chunk_nbytes,
         metadata=staged.metadata,
         skeleton=staged.skeleton,
         tensors=tuple(
@@ -261,4 +252,4 @@ def assemble(
     fault = find_fault(manifest)
     if fault:
         raise WritersDisagree(fault, step=staged.step, fence=staged.fence)
-    return replace(manifest, retired=find_retired(manifest))
+    return replace(manifest, retired=find_retired(manifest, settings.rewrite_after))

@@ -67,22 +67,33 @@ class Fetcher:
         Raises:
             Damaged: A file is missing, cut or changed.
         """
-        for_each(lambda read: self._check(read, self._read(read, None)), plan.reads, self._threads)
+        for_each(self._verify, plan.reads, self._threads)
 
     def _fetch(self, read: Read, targets: Mapping[int, Bytes], gathering: _Gathering) -> None:
         if read.is_direct:
             first = read.chunks[0]
             home = gathering.home(first, targets)
-            data = self._read(read, home[first.start : first.start + read.nbytes])
-            self._check(read, data)
+            data = self._verified(read, home[first.start : first.start + read.nbytes])
         else:
-            data = self._read(read, None)
-            self._check(read, data)
+            data = self._verified(read, None)
             for chunk in read.chunks:
                 offset = chunk.offset - read.offset
                 home = gathering.home(chunk, targets)
                 home[chunk.start : chunk.start + chunk.nbytes] = data[offset : offset + chunk.nbytes]
         gathering.arrived(read.chunks)
+
+    def _verify(self, read: Read) -> None:
+        self._verified(read, None)
+
+    def _verified(self, read: Read, out: Bytes | None) -> Bytes:
+        data = self._read(read, out)
+        try:
+            self._check(read, data)
+        except ChecksumMismatch:
+            # The bytes may have been changed on their way here; what is stored wrongly is wrong again.
+            data = self._read(read, out)
+            self._check(read, data)
+        return data
 
     def _read(self, read: Read, out: Bytes | None) -> Bytes:
         key = self._manifest.files[read.file].key

@@ -137,13 +137,7 @@ class Repository:
             clock = self.settings.clock
             patience = Patience(clock() + self.settings.gather_timeout_s, effort.pause, clock)
             records = self._committer.gather(staged, written.record, patience)
-        return assemble(
-            self.keys.job,
-            staged,
-            records,
-            chunk_nbytes=self.settings.chunk_nbytes,
-            created_unix_s=round(time.time(), 3),
-        )
+        return assemble(self.keys.job, staged, records, self.settings, created_unix_s=round(time.time(), 3))
 
     def _index(self) -> ChunkIndex:
         """Return what the newest committed checkpoint has; nothing if that cannot be read."""
@@ -156,7 +150,9 @@ class Repository:
             manifest = self.catalog.read_manifest(committed[0])
         except (Damaged, UnsupportedVersion):
             return ChunkIndex()  # write everything; whoever loads will tell what is wrong
-        return ChunkIndex.of(manifest if manifest.chunk_nbytes == self.settings.chunk_nbytes else None)
+        if manifest.chunk_nbytes != self.settings.chunk_nbytes:
+            return ChunkIndex()
+        return ChunkIndex.of(manifest).without(self.catalog.condemned())
 
     @contextlib.contextmanager
     def _timed(self, effort: Effort, name: str) -> Iterator[None]:

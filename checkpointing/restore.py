@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from checkpointing.catalog import DAMAGED
+from checkpointing.core.digest import hex_digest
 from checkpointing.core.manifest import Manifest
 from checkpointing.core.records import CheckpointRef
 from checkpointing.errors import CheckpointError, Damaged, NoCheckpoint, UnsupportedVersion
@@ -122,6 +124,16 @@ class Restorer:
     def _reject(self, repository: Repository, problem: CheckpointError) -> None:
         self._problems.append(problem)
         self._report(repository.name, problem)
+        if isinstance(problem, Damaged) and problem.key.startswith(repository.keys.shards):
+            self._distrust(repository, problem.key)
+
+    def _distrust(self, repository: Repository, key: str) -> None:
+        """Keep later saves, of any writer, from referring to chunks of a damaged file."""
+        try:
+            repository.catalog.condemn(f"{DAMAGED}{hex_digest(key.encode())}", [key])
+        except StorageError as error:
+            # Whoever may only read cannot tell the writers.
+            self._report(repository.name, Unreachable(f"no note could be left that {key} is damaged: {error}"))
 
     def _lose(self, repository: Repository, error: StorageError) -> None:
         self._lost[repository.name] = error

@@ -12,8 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from checkpointing.catalog import Catalog
-from checkpointing.commit import CONDEMNED_FORMAT
+from checkpointing.catalog import DAMAGED, Catalog, get_or_none
 from checkpointing.core.keep import RetentionPolicy, split
 from checkpointing.core.records import CheckpointRef, PointerRecord
 from checkpointing.errors import CheckpointError, Damaged, NoCheckpoint, StaleFence
@@ -120,11 +119,18 @@ class Collector:
         if record is None and any(info.key.startswith(keys.manifests) for info in found):
             raise NoCheckpoint(f"{keys.job}: there are manifests but no pointer, so nothing is removed")
         used = self._used()
-        unused = [info for info in found if info.key not in used]
+        unused = [info for info in found if info.key not in used and not self._still_warns(info.key, used)]
         if not dry_run and unused:
             removed = set(self._condemn([info.key for info in unused]))
             unused = [info for info in unused if info.key in removed]
         return Collected(tuple(unused))
+
+    def _still_warns(self, key: str, used: set[str]) -> bool:
+        """Tell whether an object is the notice of a damaged file that a checkpoint refers to."""
+        if not key.startswith(self._catalog.keys.condemned(DAMAGED).removesuffix(".json")):
+            return False
+        data = get_or_none(self._catalog.store, key)
+        return data is not None and not used.isdisjoint(json.loads(data)["keys"])
 
     def _replace(self, record: PointerRecord, kept: tuple[CheckpointRef, ...], fence: int) -> None:
         self._catalog.pointer.commit(PointerRecord(record.job, fence, kept, replaces=record.digest), fence)
@@ -164,9 +170,7 @@ class Collector:
             return []
         store = self._catalog.store
         began = self._clock()
-        notice = self._catalog.keys.condemned(uuid.uuid4().hex)
-        document = {"format": CONDEMNED_FORMAT, "version": 1, "keys": keys}
-        store.put(notice, json.dumps(document, separators=(",", ":")).encode())
+        notice = self._catalog.condemn(uuid.uuid4().hex, keys)
         used = self._used()
         # Manifests first: a checkpoint half removed must not look whole.
         doomed = sorted(

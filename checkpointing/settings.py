@@ -25,6 +25,7 @@ class Settings:
         on_busy: What `save` does while an earlier save is being written: `queue` it (one at most, in a second buffer; a
             newer one takes its place), `skip` it, or `wait`.
         incremental: Whether chunks that are stored already are left out.
+        rewrite_after: After how many checkpoints a file is no longer referred to, but its chunks written anew.
         allow_pickle: Whether values that are neither tensors nor plain are pickled, and pickles are read.
         chunk_nbytes: What is compared, verified and left out as one; a multiple of 4096.
         stage_threads: How many threads copy, the caller's among them.
@@ -39,6 +40,7 @@ class Settings:
 
     on_busy: OnBusy = "queue"
     incremental: bool = True
+    rewrite_after: int = 100
     allow_pickle: bool = False
     chunk_nbytes: int = DEFAULT_CHUNK_NBYTES
     stage_threads: int = 2

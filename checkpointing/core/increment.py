@@ -59,6 +59,8 @@ class ChunkIndex:
 
     def without(self, keys: set[str]) -> ChunkIndex:
         """Return the index without the chunks of some files."""
+        if not keys:
+            return self
         return ChunkIndex({chunk: place for chunk, place in self._places.items() if place.file.key not in keys})
 
 
@@ -143,11 +145,12 @@ def _runs_of(number: int, piece: Piece, joined: bytes, index: ChunkIndex, chunk_
         yield run(count)
 
 
-def find_retired(manifest: Manifest) -> tuple[int, ...]:
+def find_retired(manifest: Manifest, max_saves: int) -> tuple[int, ...]:
     """Return the numbers of the files that the next save should no longer refer to.
 
-    These are the files that are used by less than `MIN_LIVE_FRACTION`, and, where there are more than
-    `MAX_FILES_PER_WRITER` a writer, those that are used least.
+    These are the files that are used by less than `MIN_LIVE_FRACTION`; those that `max_saves` checkpoints have used,
+    so that what never changes is not for ever one file whose loss would be the loss of all checkpoints; and, where
+    there are more than `MAX_FILES_PER_WRITER` a writer, those that are used least.
     """
     live = [0] * len(manifest.files)
     for tensor in manifest.tensors:
@@ -157,7 +160,7 @@ def find_retired(manifest: Manifest) -> tuple[int, ...]:
     retired = {
         number
         for number, file in enumerate(manifest.files)
-        if live[number] < MIN_LIVE_FRACTION * (file.nbytes - file.header_nbytes)
+        if file.saves >= max_saves or live[number] < MIN_LIVE_FRACTION * (file.nbytes - file.header_nbytes)
     }
     by_use = sorted((number for number in range(len(live)) if number not in retired), key=lambda number: live[number])
     excess = len(by_use) - MAX_FILES_PER_WRITER * manifest.world_size

@@ -89,12 +89,14 @@ class StoredFile:
         nbytes: Its size.
         header_nbytes: The size of its safetensors header, with the length field.
         header_digest: The header's checksum.
+        saves: How many checkpoints have used it, this one included.
     """
 
     key: str
     nbytes: int
     header_nbytes: int
     header_digest: str
+    saves: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "chunk_nbytes": manifest.chunk_nbytes,
         "metadata": dict(manifest.metadata),
         "pickled": manifest.pickled,
-        "files": [(file.key, file.nbytes, file.header_nbytes, file.header_digest) for file in manifest.files],
+        "files": encode_files(manifest.files),
         "retired": manifest.retired,
         "tree": manifest.skeleton,
         "tensors": [
@@ -161,6 +163,11 @@ def encode_manifest(manifest: Manifest) -> bytes:
         ],
     }
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def encode_files(files: tuple[StoredFile, ...]) -> list[Any]:
+    """Return files as rows."""
+    return [(file.key, file.nbytes, file.header_nbytes, file.header_digest, file.saves) for file in files]
 
 
 def encode_boxes(boxes: tuple[StoredBox, ...]) -> list[Any]:

@@ -14,6 +14,7 @@ from checkpointing.core.manifest import (
     StoredFile,
     decode_boxes,
     encode_boxes,
+    encode_files,
     parse_document,
 )
 
@@ -137,7 +138,7 @@ class ShardRecord:
             "world_size": self.world_size,
             "structure": self.structure,
             "refusal": self.refusal,
-            "files": [(file.key, file.nbytes, file.header_nbytes, file.header_digest) for file in self.files],
+            "files": encode_files(self.files),
             "parts": [(number, encode_boxes(boxes)) for number, boxes in self.parts.items()],
         }
         return _sealed(document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -104,8 +105,14 @@ def test_a_save_and_a_collection_stopped_halfway_in_each_other_lose_nothing(save
 def test_a_file_that_was_condemned_is_written_again_under_another_name() -> None:
     store = with_reusable_chunks()
     used = [info.key for info in store.list("job/shards/0")]
-    store.put("job/gc/other.json", ('{"keys": ["' + '","'.join(used) + '"]}').encode())
-    with Checkpointer(store, job="job", settings=FAST) as checkpointer:
+    watched = WatchedStore(store)
+
+    def condemn(_number: int, operation: str, key: str) -> None:
+        if operation == "put" and key.endswith("pointer.json"):
+            store.put("job/gc/other.json", json.dumps({"keys": used}).encode())
+
+    watched.before = condemn
+    with Checkpointer(watched, job="job", settings=FAST) as checkpointer:
         ticket = checkpointer.save(3, state_of(3), fence=2)
         checkpointer.wait()
         assert ticket.stats.attempts == 2

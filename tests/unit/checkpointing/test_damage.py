@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from checkpointing.core.records import PointerRecord
 from checkpointing.errors import Damaged, ForeignObject, UnsupportedVersion
 from checkpointing.repository import Repository
 from storage.store import ObjectStore
-from tests.unit.checkpointing.harness import FAST, memory_store, same
+from tests.unit.checkpointing.harness import FAST, WatchedStore, memory_store, same
 
 SMALL_OLD = {"w": np.arange(5, dtype="f4"), "n": 1}
 SMALL_NEW = {"w": np.arange(5, dtype="f4") * 2, "n": 2, "x": np.ones(3, "u1")}
@@ -120,6 +121,58 @@ def test_random_damage_to_a_large_checkpoint_is_found() -> None:
         assert same(loaded, states[1]) or same(loaded, states[0])
         assert bool(told) == changed
         assert all(key in text for text in told)
+
+
+def test_chunks_of_a_damaged_file_are_not_referred_to_again() -> None:
+    store = memory_store()
+    frozen = {"w": np.arange(20_000), "n": np.zeros(3)}
+    with Checkpointer(store, job="job", settings=FAST) as checkpointer:
+        for step in range(3):
+            checkpointer.save(step, {**frozen, "n": np.full(3, step)}, fence=1)
+            checkpointer.wait()
+    key = next(info.key for info in store.list("job/shards/000000000000"))
+    good = store.get(key)
+    store.put(key, good[:-100] + bytes(100))
+    with Checkpointer(store, job="job", settings=FAST) as checkpointer, pytest.raises(NoCheckpoint):
+        checkpointer.load()
+    with Checkpointer(store, job="job", settings=FAST) as other:
+        other.save(3, frozen, fence=2)
+        other.wait()
+        assert same(other.load(), frozen)
+        for step in (4, 5, 6):
+            ticket = other.save(step, frozen, fence=2)
+            other.wait()
+        assert ticket.stats.uploaded_nbytes == 0
+        Repository("store", store, "job").collector.sweep(min_age_s=-1)
+        assert key not in [info.key for info in store.list("job/shards/")]
+
+
+def test_bytes_that_were_changed_on_their_way_are_read_again() -> None:
+    store = WatchedStore(small_store())
+    real, left = store.get_range_into, [1]
+
+    def garble(key: str, start: int, out: memoryview) -> None:
+        real(key, start, out)
+        if left[0]:
+            left[0] -= 1
+            out[0] ^= 1
+
+    store.get_range_into = garble  # type: ignore[method-assign]
+    loaded, told = load_and_verify(store)
+    assert same(loaded, SMALL_NEW)
+    assert not told
+    assert not left[0]
+
+
+def test_what_never_changes_is_written_anew_after_many_checkpoints() -> None:
+    store = memory_store()
+    state = {"w": np.arange(20_000)}
+    uploaded = []
+    with Checkpointer(store, job="job", settings=replace(FAST, rewrite_after=3)) as checkpointer:
+        for step in range(8):
+            uploaded.append(checkpointer.save(step, state, fence=1).stats)
+            checkpointer.wait()
+    assert [bool(stats.uploaded_nbytes) for stats in uploaded] == [True, False, False, True, False, False, True, False]
 
 
 def test_a_manifest_of_a_newer_version_is_told_as_such() -> None:
