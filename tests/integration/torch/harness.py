@@ -47,7 +47,9 @@ class FileExchange:
         paths = [self._path(key) for key in keys]
         while not all(path.exists() for path in paths):
             if time.monotonic() > deadline:
-                raise GroupBroken(f"not there within {timeout_s} s: {[path.name for path in paths if not path.exists()]}")
+                raise GroupBroken(
+                    f"not there within {timeout_s} s: {[path.name for path in paths if not path.exists()]}"
+                )
             time.sleep(0.001)
         return [path.read_bytes() for path in paths]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class Program:
         inputs, targets, mask = batch(step)
         self.engine.begin(StepPlan(step, seed=step, samples=end - start, global_samples=BATCH))
         cuts = sorted({start, end, *(start + (end - start) * part // self.parts for part in range(self.parts))})
-        for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+        for first, last in pairwise(cuts):
             self.optimizer.zero_grad()  # as people write it, in the loop
             outputs = self.net(inputs[first:last], mask[first:last])
             loss = nn.functional.cross_entropy(outputs, targets[first:last])
@@ -107,7 +108,7 @@ def reference(steps: Sequence[int]) -> Values:
     for step in steps:
         inputs, targets, mask = batch(step)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(inputs, mask), targets).backward()  # type: ignore[no-untyped-call]  # torch's own
+        nn.functional.cross_entropy(net(inputs, mask), targets).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 0.5)
         optimizer.step()
     return {name: value.detach().numpy() for name, value in net.named_parameters()}

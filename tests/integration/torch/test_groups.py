@@ -6,12 +6,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from elastic_train.adapters.framework.torch.group import TorchGroup
 from elastic_train.errors import GroupBroken
 from tests.integration.torch.harness import Worker, workers
 
@@ -178,7 +181,7 @@ def _die_while_forming(worker: Worker) -> Any:
 
         formation.exchange.get = die  # type: ignore[method-assign]  # it is about to die
     else:
-        threading.Thread(target=lambda: (worker.hear(), worker.framework.abort_formation()), daemon=True).start()
+        _when_told(worker, worker.framework.abort_formation)
     worker.say("forming")
     with pytest.raises(GroupBroken):
         worker.framework.form(formation)
@@ -208,19 +211,29 @@ def _reform(worker: Worker) -> Any:
             group.abort()
         else:
             with pytest.raises(GroupBroken):
-                while True:
-                    group.all_reduce(torch.ones(100_000))
+                _reduce_for_ever(group)
         group.close()
         if cycle < 20:
             early = max(early, _level())
     deadline = time.monotonic() + 5
-    while (late := _level()) > early and time.monotonic() < deadline:  # a thread that has done its work may not be gone yet
+    while (
+        late := _level()
+    ) > early and time.monotonic() < deadline:  # a thread that has done its work may not be gone yet
         time.sleep(0.01)
     return early, late
 
 
 def _level() -> tuple[int, int]:
-    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    return _descriptors(), len(list(Path("/proc/self/task").iterdir()))
+
+
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _reduce_for_ever(group: TorchGroup) -> None:
+    while True:
+        group.all_reduce(torch.ones(100_000))
 
 
 def test_two_hundred_re_formations_leave_neither_descriptors_nor_threads() -> None:
@@ -230,7 +243,7 @@ def test_two_hundred_re_formations_leave_neither_descriptors_nor_threads() -> No
 
 
 def _use_torch_distributed(worker: Worker) -> Any:
-    before = len(os.listdir("/proc/self/fd"))
+    before = _descriptors()
     worlds = []
     for cycle, members in enumerate(([0, 1, 2], [0, 1], [0], [2, 1, 0])):
         if worker.index not in members:
@@ -241,7 +254,7 @@ def _use_torch_distributed(worker: Worker) -> Any:
         worlds.append((dist.get_rank(), dist.get_world_size(), float(tensor[0])))
         group.close()
         assert not dist.is_initialized()
-    return worlds, len(os.listdir("/proc/self/fd")) - before
+    return worlds, _descriptors() - before
 
 
 def test_user_code_finds_torch_distributed_initialised_in_every_world() -> None:
@@ -259,7 +272,7 @@ def _user_collective_meets_a_stopped_peer(worker: Worker) -> Any:
         worker.say("formed")
         worker.hear()
         return None
-    threading.Thread(target=lambda: (worker.hear(), group.abort()), daemon=True).start()
+    _when_told(worker, group.abort)
     worker.say("formed")
     with pytest.raises(RuntimeError):
         dist.all_reduce(torch.ones(1000))
@@ -325,6 +338,14 @@ def test_a_dead_worker_is_noticed_although_its_data_loader_processes_live(proces
             os.kill(child, signal.SIGKILL)
 
 
+def _when_told(worker: Worker, act: Callable[[], None]) -> None:
+    def wait() -> None:
+        worker.hear()
+        act()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _leftovers() -> list[str]:
     """Return the sockets and threads of a group that are still there, once they had a moment to go."""
     deadline = time.monotonic() + 5
@@ -338,10 +359,9 @@ def _leftovers() -> list[str]:
 
 def _thread_names() -> list[str]:
     names = []
-    for task in os.listdir("/proc/self/task"):
+    for task in Path("/proc/self/task").iterdir():
         try:
-            with open(f"/proc/self/task/{task}/comm") as file:
-                names.append(file.read().strip())
+            names.append((task / "comm").read_text().strip())
         except OSError:
             continue
     return names

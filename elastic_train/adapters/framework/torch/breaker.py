@@ -13,9 +13,10 @@ _LONGEST_PAUSE_S = 0.2
 class Breaker:
     """Takes away all that a thread inside gloo may wait for, until `end`.
 
-    gloo cannot be asked to give up. What it waits for (besides values of the store, whose wait ends by itself) is data on a connection, or
-    a peer that should connect. Connections are shut down; a peer that never connects is stood in for. New connections may still come
-    up (user code may be in `new_group`, a peer may connect late), so a thread repeats it.
+    gloo cannot be asked to give up. What it waits for (besides values of the store, whose wait ends by itself) is
+    data on a connection, or a peer that should connect. Connections are shut down; a peer that never connects is
+    stood in for. New connections may still come up (user code may be in `new_group`, a peer may connect late), so a
+    thread repeats it.
     """
 
     def __init__(self, sockets: GroupSockets) -> None:

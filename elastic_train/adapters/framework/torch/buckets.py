@@ -34,8 +34,9 @@ def plan_buckets(
 ) -> tuple[Bucket, ...]:
     """Fill buckets in reverse order of registration, which is about the order in which backward produces gradients.
 
-    The first is small, so that its reduction begins early (Li et al.: PyTorch Distributed, VLDB 2020, section 3.2). A bucket is closed
-    by the gradient that fills it. Buckets are returned in the order in which their last gradients come.
+    The first is small, so that its reduction begins early (Li et al.: PyTorch Distributed, VLDB 2020, section 3.2). A
+    bucket is closed by the gradient that fills it. Buckets are returned in the order in which their last gradients
+    come.
     """
     closed: list[tuple[int, Bucket]] = []
     filling: dict[Hashable, _Filling] = {}

@@ -1,4 +1,4 @@
-"""Buffers that a forward pass changes (batch norm's running statistics): averaged over the workers, and undone with a step."""
+"""Buffers that a forward pass changes (batch norm's): averaged over the workers, and undone with a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from elastic_train.adapters.framework.torch.group import TorchGroup
 
 _ALWAYS_SAVED_BYTES = 1 << 20
-"""Buffers are saved at every step from the first while they are together this small; above it, those that were seen to change."""
+"""Buffers are saved at every step from the first while they are together this small; above it, those that were seen
+to change."""
 
 
 @dataclass(frozen=True, slots=True)

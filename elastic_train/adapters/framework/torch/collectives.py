@@ -1,13 +1,15 @@
 """Collectives on a mesh: each is one or two rounds in which all exchange with all.
 
-A sum is bit for bit the same on every member, and from run to run: contributions are added in an order that depends on ranks only,
-never on arrival. Reduce-scatter followed by all-gather, each in one step (Thakur, Rabenseifner, Gropp: Optimization of Collective
-Communication Operations in MPICH, 2005, section 4.5), moves 2 (n - 1) / n of the bytes per member, as a ring does.
+A sum is bit for bit the same on every member, and from run to run: contributions are added in an order that depends
+on ranks only, never on arrival. Reduce-scatter followed by all-gather, each in one step (Thakur, Rabenseifner, Gropp:
+Optimization of Collective Communication Operations in MPICH, 2005, section 4.5), moves 2 (n - 1) / n of the bytes per
+member, as a ring does.
 """
 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import torch
 
@@ -110,4 +112,5 @@ class Collectives:
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """Return the memory of a contiguous, one-dimensional CPU tensor of any type."""
-    return memoryview(tensor.view(torch.uint8).numpy())
+    array: Any = tensor.view(torch.uint8).numpy()  # numpy declares its buffer protocol from Python 3.12 on
+    return memoryview(array)

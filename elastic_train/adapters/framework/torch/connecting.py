@@ -1,8 +1,8 @@
 """Connect the members of a world with each other.
 
-Every member listens, publishes where and a secret through the exchange, connects to those of lower rank and accepts those
-of higher rank. A connection begins with who connects and the secret of whom it wants, so that a stranger, or a late member of
-another membership epoch that meets a re-used port, is turned away.
+Every member listens, publishes where and a secret through the exchange, connects to those of lower rank and accepts
+those of higher rank. A connection begins with who connects and the secret of whom it wants, so that a stranger, or a
+late member of another membership epoch that meets a re-used port, is turned away.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from elastic_train.adapters.framework.torch.mesh import Mesh, Wakeup
 from elastic_train.errors import GroupBroken
@@ -61,7 +61,7 @@ class _Connecting:
         self._selector.register(wakeup.fileno(), selectors.EVENT_READ, wakeup.raise_if_set)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
-    def __enter__(self) -> _Connecting:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -46,7 +46,8 @@ class Description:
         raw = msgpack.unpackb(data)
         if raw.get("format") != _FORMAT:
             raise StateNotRestorable(
-                f"the state has format {raw.get('format')}, this worker reads {_FORMAT}: run one version of elastic-train on all workers."
+                f"the state has format {raw.get('format')}, this worker reads {_FORMAT}: "
+                "run one version of elastic-train on all workers."
             )
         return cls(unpack_specs(raw["specs"]), raw["items"], raw["notes"])
 
@@ -56,11 +57,13 @@ class Description:
         Raises:
             StateNotRestorable: It does not fit; says which objects and names.
         """
-        placeholders = [torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device="meta") for spec in self.specs]
+        placeholders = [
+            torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device="meta") for spec in self.specs
+        ]
         check_items(items, {name: unpack(packed, placeholders.__getitem__) for name, packed in self.items.items()})
 
     def destinations(self, items: Mapping[str, StateItem]) -> list[torch.Tensor]:
-        """Return for each described tensor where it can be received: the bound objects' own memory where it fits, else new memory."""
+        """Return where each tensor can be received: the bound objects' own memory where it fits, else new memory."""
         own: list[torch.Tensor | None] = [None] * len(self.specs)
         for name, packed in self.items.items():
             here = dict(tensors_at(items[name].capture()))
@@ -69,6 +72,23 @@ class Description:
                 if candidate is not None and own[index] is None and self.specs[index].fits(candidate):
                     own[index] = candidate.detach()
         return [spec.allocate() if tensor is None else tensor for tensor, spec in zip(own, self.specs, strict=True)]
+
+    def sources(self, items: Mapping[str, StateItem]) -> list[torch.Tensor]:
+        """Return the bound objects' tensors in the order described.
+
+        Raises:
+            StateNotRestorable: The state here is not the one described.
+        """
+        own: list[torch.Tensor | None] = [None] * len(self.specs)
+        for name, packed in self.items.items():
+            here = dict(tensors_at(items[name].capture()))
+            for path, index in _indices_at(unpack(packed, _Index)):
+                tensor, spec = here.get(path), self.specs[index]
+                if tensor is None or tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
+                    where = ".".join(map(str, (name, *path)))
+                    raise StateNotRestorable(f"{where} is not here as it was described: this is another state")
+                own[index] = tensor if TensorSpec.of(tensor) == spec else spec.allocate().copy_(tensor)
+        return [tensor for tensor in own if tensor is not None]
 
     def trees(self, tensors: list[torch.Tensor]) -> dict[str, Any]:
         """Return each object's tree, with these tensors in it."""
@@ -103,7 +123,9 @@ def check_items(items: Mapping[str, StateItem], trees: Mapping[str, Any]) -> Non
         problems += [f"{name}: {problem}" for problem in items[name].check(trees[name])]
     if problems:
         raise StateNotRestorable(
-            "the state does not fit the objects in TrainState: " + "; ".join(sorted(problems)) + ". Build them as the run that wrote it did."
+            "the state does not fit the objects in TrainState: "
+            + "; ".join(sorted(problems))
+            + ". Build them as the run that wrote it did."
         )
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from elastic_train.adapters.framework.torch.binding import (
+    check_loss,
+    distinct_parameters,
+    refuse_sparse_gradients,
+    refuse_strangers,
+    seed_generators,
+)
 from elastic_train.adapters.framework.torch.buffers import Buffers
 from elastic_train.adapters.framework.torch.description import Description, check_items, describe
 from elastic_train.adapters.framework.torch.gradients import GradientBuckets
@@ -18,56 +23,62 @@ from elastic_train.adapters.framework.torch.reducer import GradientReducer
 from elastic_train.adapters.framework.torch.rollback import Undo
 from elastic_train.adapters.framework.torch.state import bind_item
 from elastic_train.adapters.framework.torch.transfer import receive_tensors, send_tensors
-from elastic_train.errors import GroupBroken, StateNotRestorable, UsageError
-from elastic_train.ports import StepPlan
+from elastic_train.errors import GroupBroken, UsageError
+from elastic_train.ports import Group, StepPlan
 
 _MOST_CONTROLS = 64
-_MULTI_PHASE = "multi_phase"
+_PROTECT = "protect"
 _OVERLAP = "overlap"
 
 
 class TorchStepEngine:
     """Steps of a torch program.
 
-    A step has one or more phases: each is some backward passes and one `reduce`. Most programs have one. A GAN's has two (the user's loop
-    runs twice in one step, with an `optimizer.step()` after each); there an optimizer has moved before the second reduction, and if
-    that fails all has to be put back. The first step is therefore begun with a copy of the state, and every step of a program
-    that has shown several phases.
+    A step has one or more phases: each is some backward passes and one `reduce`. Most programs have one. A GAN's has
+    two (the user's loop runs twice in one step, with an `optimizer.step()` after each); there an optimizer has moved
+    before the second reduction, and if that fails all has to be put back. The same holds where user code has
+    collectives of its own. The first step is therefore begun with a copy of the state, and so is every step of a
+    program that was seen to do either.
 
-    Gradients are set to zero when a phase begins. `reduce` leaves the mean over the global batch in `.grad`; a parameter that no worker
-    touched has `.grad = None`, as in plain torch.
+    Gradients are set to zero when a phase begins. `reduce` leaves the mean over the global batch in `.grad`; a
+    parameter that no worker touched has `.grad = None`, as in plain torch.
     """
 
     def __init__(self, items: Mapping[str, Any]) -> None:
         self._items = {name: bind_item(name, value) for name, value in items.items()}
         self._modules = {name: value for name, value in items.items() if isinstance(value, torch.nn.Module)}
         self._optimizers = {name: value for name, value in items.items() if isinstance(value, torch.optim.Optimizer)}
-        _refuse_sparse_gradients(self._modules)
-        self._parameters = _distinct_parameters(self._modules)
+        refuse_sparse_gradients(self._modules)
+        self._parameters = distinct_parameters(self._modules)
         self._buffers = Buffers(list(self._modules.values()))
         self._undo = Undo(self._items)
         self._group: TorchGroup | None = None
         self._plan: StepPlan | None = None
         self._passes = 0  # backward passes in this phase
         self._phase = 0
-        self._multi_phase: bool | None = None  # None: not known yet
+        self._protect: bool | None = None  # whether steps need a copy of the state; None: not known yet
         self._may_overlap = True
-        self._moved_unprotected = False
-        self._owned = 0  # parameters in the optimizers, when last looked
+        self._reduced_at: list[int] = []  # versions of the parameters when the last phase had been reduced
+        self._others_calls = 0  # collectives of user code, when the step began
+        self._owned = -1  # parameters in the optimizers, when last looked
         self._trainable: list[bool] = []
         self._whole = False  # there is a state here that is worth keeping while another is received
         self._intact = True
-        self._rebuild()
+        self._gradients = GradientBuckets([], 0)
+        self._reducer = GradientReducer(self._gradients)
+        self._look_for_changes()
 
     @property
     def intact(self) -> bool:
-        """Return whether the state here is that of a whole step. False after a `receive` that broke, or a rollback that could not be done."""
+        """Return whether the state here is that of a whole step: not after a transfer or rollback that broke off."""
         return self._intact
 
     # ---- steps
 
-    def attach(self, group: TorchGroup | None) -> None:
+    def attach(self, group: Group | None) -> None:
         """Use this group from now on (None: no world; nothing may be reduced)."""
+        if group is not None and not isinstance(group, TorchGroup):
+            raise TypeError(f"a torch engine needs a torch group, not a {type(group).__qualname__}")
         self._group = group
         self._reducer.overlap = self._may_overlap
         self._reducer.attach(group)
@@ -79,24 +90,26 @@ class TorchStepEngine:
             UsageError: A parameter was added to an optimizer that belongs to no bound module.
         """
         self._look_for_changes()
-        if self._multi_phase is not False:
+        if self._protect is not False:
             self._undo.take()
-        self._buffers.begin(everything=self._multi_phase is None)
+        self._buffers.begin(everything=self._protect is None)
         self._plan = plan
         self._phase = 0
-        self._moved_unprotected = False
+        self._others_calls = self._user_collectives()
         self._begin_phase()
-        _seed(plan.seed)
+        seed_generators(plan.seed)
 
     def backward(self, loss: torch.Tensor, samples: int, *, last: bool) -> torch.Tensor:
-        """Accumulate the gradient of ``loss * samples / global_samples``; on the last part start reducing. Return the detached loss.
+        """Accumulate the gradient of ``loss * samples / global_samples``; return the detached loss.
+
+        On the last part, start reducing.
 
         Raises:
             GroupBroken: A member is gone.
             UsageError: The loss is not a scalar with a gradient, or gradients were changed between two parts.
         """
         plan = self._open_plan()
-        _check_loss(loss)
+        check_loss(loss)
         if self._phase and self._passes == 0:
             self._begin_phase()
         self._gradients.install(first=self._passes == 0)
@@ -112,11 +125,11 @@ class TorchStepEngine:
         return loss.detach()
 
     def reduce(self, control: Sequence[float]) -> list[float]:
-        """Complete the reduction of gradients; return `control` (in single precision) summed elementwise over the world.
+        """Complete the reduction of gradients; return `control` summed elementwise (in single precision).
 
         Raises:
-            GroupBroken: A member is gone, or this program's backward passes changed their pattern (the step must be run again).
-            UsageError: Gradients were accumulated by ``loss.backward()``.
+            GroupBroken: A member is gone, or this program's backward passes changed their pattern (the step must be
+            run again). UsageError: Gradients were accumulated by ``loss.backward()``.
         """
         plan = self._open_plan()
         group = self._group
@@ -135,9 +148,9 @@ class TorchStepEngine:
 
     def commit(self) -> None:
         """Close the step: forget what a rollback needs."""
-        if self._multi_phase is None:
-            self._multi_phase = self._phase > 1
-        if self._multi_phase:
+        if self._protect is None:
+            self._protect = self._phase > 1 or self._user_collectives() > self._others_calls
+        if self._protect:
             self._undo.drop()
         else:
             self._undo.free()
@@ -145,16 +158,30 @@ class TorchStepEngine:
         self._whole = self._intact = True
 
     def rollback(self) -> None:
-        """Undo every trace of the open step: parameters, optimizers, buffers, gradients. No step open: nothing to do."""
+        """Undo every trace of the open step: parameters, optimizers, buffers, gradients. Without one: do nothing."""
         if self._plan is None:
             return
         self._plan = None
         self._buffers.restore()
         if self._undo.held:
             self._undo.restore()
-        elif self._moved_unprotected:
-            self._intact = False
+        elif self._phase and self._versions() != self._reduced_at:
+            self._intact = False  # an optimizer has moved, and there is nothing to go back to
+            self._protect = True
         self._gradients.zero()
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Return a context without gradients, with every model in evaluation mode."""
+        modes = [(part, part.training) for module in self._modules.values() for part in module.modules()]
+        for module in self._modules.values():
+            module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for part, training in modes:
+                part.training = training
 
     def _open_plan(self) -> StepPlan:
         if self._plan is None:
@@ -163,8 +190,7 @@ class TorchStepEngine:
 
     def _begin_phase(self) -> None:
         if self._phase:
-            self._multi_phase = True
-            self._moved_unprotected = not self._undo.held
+            self._protect = True
         self._passes = 0
         self._gradients.zero()
         self._reducer.begin()
@@ -172,6 +198,13 @@ class TorchStepEngine:
     def _close_phase(self) -> None:
         self._phase += 1
         self._passes = 0
+        self._reduced_at = self._versions()
+
+    def _versions(self) -> list[int]:
+        return [parameter._version for parameter in self._parameters]  # noqa: SLF001  no other way to see a write
+
+    def _user_collectives(self) -> int:
+        return 0 if self._group is None else self._group.user_collectives()
 
     def _reduce_over_world(
         self, control: Sequence[float], touched: list[bool], plan: StepPlan, group: TorchGroup
@@ -186,7 +219,9 @@ class TorchStepEngine:
         sums: list[float] = tail.tolist()
         if sums[0]:
             self._may_overlap = self._reducer.overlap = False
-            reason = "a gradient was written after its reduction had begun: the step is run again, reducing after backward from now on"
+            reason = (
+                "a gradient was written after its reduction had begun: the step is run again, reducing after backward"
+            )
             group.abort(reason)
             raise GroupBroken(reason)
         controls_end = 1 + len(control)
@@ -201,17 +236,16 @@ class TorchStepEngine:
         """Follow what user code may have changed between two steps: what is frozen, and what the optimizers hold."""
         owned = sum(len(group["params"]) for optimizer in self._optimizers.values() for group in optimizer.param_groups)
         if owned != self._owned:
-            _refuse_strangers(self._optimizers, self._modules)
-            self._owned = owned
-            self._parameters = _distinct_parameters(self._modules)
+            refuse_strangers(self._optimizers, self._modules)
+            self._parameters = distinct_parameters(self._modules)
             self._rebuild()
+            self._owned = owned
         elif [parameter.requires_grad for parameter in self._parameters] != self._trainable:
             self._rebuild()
 
     def _rebuild(self) -> None:
         """Lay out the buckets for the parameters that are trained now."""
-        if hasattr(self, "_reducer"):
-            self._reducer.detach()
+        self._reducer.detach()
         self._trainable = [parameter.requires_grad for parameter in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
@@ -222,44 +256,31 @@ class TorchStepEngine:
 
     # ---- state
 
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Hold gradients off and every module in evaluation mode; afterwards each is in the mode it was in."""
-        modes = [(module, module.training) for root in self._modules.values() for module in root.modules()]
-        for root in self._modules.values():
-            root.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
-
     def describe(self) -> bytes:
         """Return structure, dtypes, shapes and small values of the state (msgpack); tensors' bytes not included.
 
         Raises:
             StateNotRestorable: Something in it cannot be sent; says where.
         """
-        return self._describe()[0].to_bytes()
+        return describe(self._items, {_PROTECT: self._protect, _OVERLAP: self._may_overlap})[0].to_bytes()
 
     def send(self, description: bytes, receiver: int) -> None:
         """Send the state's tensors to the member with that rank, in the order of `description`.
 
+        Any member with the same state may send by the description of any other.
+
         Raises:
             GroupBroken: A member is gone, or the group was aborted.
-            UsageError: The state has changed since it was described.
+            StateNotRestorable: The state here is not the one described.
         """
-        current, tensors = self._describe()
-        if current.to_bytes() != description:
-            raise UsageError("the state has changed since it was described.")
-        send_tensors(self._joined_group(), tensors, receiver)
+        send_tensors(self._joined_group(), Description.from_bytes(description).sources(self._items), receiver)
 
     def receive(self, description: bytes, sender: int) -> None:
         """Replace the state by the sender's. All or nothing: a failure half-way raises GroupBroken.
 
-        A worker that has a whole (older) state receives into memory of its own first, as much as the state has, and keeps the old one if
-        that fails. A worker that has none yet receives in place; if that fails `intact` is False until another `receive` succeeds.
+        A worker that has a whole (older) state receives into memory of its own first, as much as the state has, and
+        keeps the old one if that fails. A worker that has none yet receives in place; if that fails `intact` is False
+        until another `receive` succeeds.
 
         Raises:
             GroupBroken: A member is gone, or the group was aborted.
@@ -275,8 +296,8 @@ class TorchStepEngine:
             tensors = described.destinations(self._items)
             receive_tensors(self._joined_group(), tensors, sender)
         self._take_over(described.trees(tensors), keep=True)
-        if described.notes[_MULTI_PHASE] is not None:
-            self._multi_phase = described.notes[_MULTI_PHASE]
+        if described.notes[_PROTECT] is not None:
+            self._protect = described.notes[_PROTECT]
         self._may_overlap = self._reducer.overlap = self._may_overlap and described.notes[_OVERLAP]
 
     def export(self) -> dict[str, Any]:
@@ -299,56 +320,7 @@ class TorchStepEngine:
         self._undo.free()
         self._whole = self._intact = True
 
-    def _describe(self) -> tuple[Description, list[torch.Tensor]]:
-        return describe(self._items, {_MULTI_PHASE: self._multi_phase, _OVERLAP: self._may_overlap})
-
     def _joined_group(self) -> TorchGroup:
         if self._group is None:
             raise UsageError("no world: state can be neither sent nor received now.")
         return self._group
-
-
-def _check_loss(loss: torch.Tensor) -> None:
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
-        raise UsageError(f"step.backward() takes the mean loss of a part, a tensor with one element; it got {what}.")
-    if not loss.requires_grad:
-        raise UsageError("the loss given to step.backward() has no gradient: it was detached, or computed under torch.no_grad().")
-
-
-def _seed(seed: int) -> None:
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed() looks for every kind of device: 100 times the cost
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(seed)
-    random.seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(seed % (1 << 32))
-
-
-def _distinct_parameters(modules: Mapping[str, torch.nn.Module]) -> list[torch.nn.Parameter]:
-    found = {id(parameter): parameter for module in modules.values() for parameter in module.parameters()}
-    return list(found.values())
-
-
-def _refuse_sparse_gradients(modules: Mapping[str, torch.nn.Module]) -> None:
-    for name, module in modules.items():
-        for path, part in module.named_modules():
-            if getattr(part, "sparse", False) is True and isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag):
-                raise StateNotRestorable(
-                    f"{name}.{path}: sparse gradients cannot be reduced in flat buckets. Build the embedding with sparse=False."
-                )
-
-
-def _refuse_strangers(
-    optimizers: Mapping[str, torch.optim.Optimizer], modules: Mapping[str, torch.nn.Module]
-) -> None:
-    known = {id(parameter) for module in modules.values() for parameter in module.parameters()}
-    for name, optimizer in optimizers.items():
-        for number, group in enumerate(optimizer.param_groups):
-            for parameter in group["params"]:
-                if id(parameter) not in known:
-                    raise UsageError(
-                        f"{name}: a parameter of shape {list(parameter.shape)} in its group {number} belongs to no module in TrainState, so "
-                        "its gradient would not be reduced. Add the module that owns it to TrainState."
-                    )

@@ -57,7 +57,7 @@ class FormationAttempt:
             self._process_group.abort(reason)
 
     def _fetch(self, keys: Sequence[str], timeout_s: float) -> list[bytes]:
-        """Get values of the exchange in a thread of its own, so that `abort` need not know how to interrupt the exchange.
+        """Get values of the exchange, in a thread of its own: `abort` need not know how to interrupt the exchange.
 
         A fetch that was aborted ends by its own time-out, and what it brings is dropped.
         """

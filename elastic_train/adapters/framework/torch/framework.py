@@ -19,8 +19,9 @@ from elastic_train.ports import Formation
 class TorchFramework:
     """PyTorch, with collectives of our own over TCP.
 
-    The default process group of torch.distributed is formed too (gloo, also for a world of one), anew for each membership epoch, so that
-    user code may use torch.distributed inside a step. It must not keep groups or works of it from one membership epoch to the next.
+    The default process group of torch.distributed is formed too (gloo, also for a world of one), anew for each
+    membership epoch, so that user code may use torch.distributed inside a step. It must not keep groups or works of
+    it from one membership epoch to the next.
 
     Args:
         threads: Of torch's intra-op pool in each worker. One by default: a machine's workers share its cores.
@@ -43,7 +44,7 @@ class TorchFramework:
             torch.cuda.set_device(worker_index % torch.cuda.device_count())
 
     def collate(self, samples: Sequence[Any]) -> Any:
-        """Make a batch as a DataLoader does."""
+        """Make a batch of a list of samples, as a DataLoader does."""
         return default_collate(list(samples))
 
     def is_group_error(self, error: Exception) -> bool:

@@ -12,14 +12,13 @@ from elastic_train.adapters.framework.torch.buckets import GradientSpec, plan_bu
 from elastic_train.errors import UsageError
 
 _version = attrgetter("_version")
-_EXACT_ENOUGH = (torch.float32, torch.float64)  # types that can carry flags and counts beside gradients
 
 
 class GradientBuckets:
     """Flat tensors, and for each parameter a view into one of them that serves as its `.grad`.
 
-    Whether a gradient was written is read from the version counter of its view, which autograd raises at each accumulation: no
-    hook and no Python per parameter.
+    Whether a gradient was written is read from the version counter of its view, which autograd raises at each
+    accumulation: no hook and no Python per parameter.
 
     Args:
         parameters: Distinct, in the same order on every member.
@@ -30,14 +29,14 @@ class GradientBuckets:
         self.parameters = list(parameters)
         specs = [GradientSpec(p.numel(), p.element_size(), (p.dtype, p.device)) for p in self.parameters]
         plan = plan_buckets(specs)
-        with_tail = bool(plan) and plan[-1].kind[0] in _EXACT_ENOUGH and plan[-1].kind[1].type == "cpu"  # type: ignore[index]  # kind is the pair made above
+        with_tail = bool(plan) and _can_carry_numbers(plan[-1].kind)
         self.flats: list[torch.Tensor] = []
         self.members: list[tuple[int, ...]] = []
         views: list[torch.Tensor | None] = [None] * len(self.parameters)
         for number, bucket in enumerate(plan):
-            dtype, device = bucket.kind  # type: ignore[misc]  # the pair made above
             extra = tail if with_tail and number == len(plan) - 1 else 0
-            flat = torch.zeros(bucket.elements + extra, dtype=dtype, device=device)
+            first = self.parameters[bucket.members[0]]
+            flat = torch.zeros(bucket.elements + extra, dtype=first.dtype, device=first.device)
             for index, offset in zip(bucket.members, bucket.offsets, strict=True):
                 views[index] = _view(flat, offset, self.parameters[index])
             self.flats.append(flat)
@@ -65,8 +64,8 @@ class GradientBuckets:
     def install(self, *, first: bool) -> None:
         """Make every parameter's `.grad` its view again, before a backward pass.
 
-        `optimizer.zero_grad()` in the user's loop takes them away; what was accumulated is kept, because where a share of the global batch
-        is cut into parts is no concern of the user's.
+        `optimizer.zero_grad()` in the user's loop takes them away; what was accumulated is kept, because where a
+        share of the global batch is cut into parts is no concern of the user's.
 
         Raises:
             UsageError: Gradients of earlier parts of the step were changed in place.
@@ -76,8 +75,9 @@ class GradientBuckets:
             self.zero()  # what was written before the first part was no gradient of this step
         elif written:
             raise UsageError(
-                "gradients were changed between two parts of one step (by optimizer.zero_grad(set_to_none=False), by clipping, or by "
-                "loss.backward() instead of step.backward(loss)). Do that after the loop over the step's parts."
+                "gradients were changed between two parts of one step (by optimizer.zero_grad(set_to_none=False), "
+                "by clipping, or by loss.backward() instead of step.backward(loss)). "
+                "Do that after the loop over the step's parts."
             )
         for parameter, view in zip(self.parameters, self.views, strict=True):
             if parameter.grad is not view:
@@ -104,8 +104,12 @@ class GradientBuckets:
                 parameter.grad = view
 
 
+def _can_carry_numbers(kind: object) -> bool:
+    return kind in [(dtype, torch.device("cpu")) for dtype in (torch.float32, torch.float64)]
+
+
 def _view(flat: torch.Tensor, offset: int, parameter: torch.nn.Parameter) -> torch.Tensor:
-    """Return a tensor over the bucket's memory with the parameter's shape and strides, and a version counter of its own."""
+    """Return the bucket's memory in the parameter's shape and strides, with a version counter of its own."""
     memory = flat.data[offset : offset + parameter.numel()]
     if parameter.is_contiguous():
         return memory.view(parameter.shape).data

@@ -25,12 +25,16 @@ class Companion(Protocol):
     def close(self) -> None:
         """Free what it holds."""
 
+    def calls(self) -> int:
+        """Return how many collectives user code has begun in it."""
+        ...
+
 
 class TorchGroup:
     """The members of one world, connected.
 
-    The training thread uses and closes it; `abort` may be called by any thread at any time. A member whose collective fails
-    aborts its own connections, so that within a round trip the failure has reached everybody.
+    The training thread uses and closes it; `abort` may be called by any thread at any time. A member whose collective
+    fails aborts its own connections, so that within a round trip the failure has reached everybody.
     """
 
     def __init__(self, mesh: Mesh, process_group: Companion | None) -> None:
@@ -53,8 +57,12 @@ class TorchGroup:
 
     @property
     def broken(self) -> bool:
-        """Return whether a collective failed, or `abort` or `close` was called: any further error of user code may follow from that."""
+        """Return whether a collective failed, or `abort` or `close` was called."""
         return self._broken is not None
+
+    def user_collectives(self) -> int:
+        """Return how many collectives user code has begun in this world."""
+        return 0 if self._process_group is None else self._process_group.calls()
 
     # ---- collectives
 
@@ -79,7 +87,7 @@ class TorchGroup:
         self._run(lambda: self._collectives.all_reduce(tensor))
 
     def start_all_reduce(self, tensor: torch.Tensor) -> None:
-        """Begin to sum a contiguous tensor over the members, in place, behind the calling thread; `wait` for it before using it.
+        """Begin to sum a contiguous tensor over the members, in place; `wait` before using it.
 
         Raises:
             GroupBroken: The group is broken already.

@@ -1,9 +1,10 @@
-"""TCP connections between all members of a world, and the one pattern that every collective is made of: all exchange with all.
+"""TCP connections between all members of a world, and the pattern all collectives are made of: all exchange with all.
 
-Why not gloo's collectives: gloo has no abort (pytorch #130345), and where a connection breaks while an operation is half-way through it, the
-thread that waits is never told (`Pair::signalException` forgets the operations it has begun to write or read), so neither the loss of a
-peer nor a shutdown of the sockets from outside ends the wait. Here every wait also waits for `abort`. And it is faster where
-workers share cores: two rounds of messages instead of gloo's ring of 2 (n - 1) dependent hops.
+Why not gloo's collectives: gloo has no abort (pytorch #130345), and where a connection breaks while an operation is
+half-way through it, the thread that waits is never told (`Pair::signalException` forgets the operations it has begun
+to write or read), so neither the loss of a peer nor a shutdown of the sockets from outside ends the wait. Here every
+wait also waits for `abort`. And it is faster where workers share cores: two rounds of messages instead of gloo's ring
+of 2 (n - 1) dependent hops.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import psutil
 import torch
@@ -43,8 +44,8 @@ class DefaultProcessGroup:
         """
         if dist.is_initialized():
             raise UsageError(
-                "torch.distributed is initialised already. elastic-train forms and re-forms the default process group itself: "
-                "remove the call of torch.distributed.init_process_group()."
+                "torch.distributed is initialised already. elastic-train forms and re-forms the default process group "
+                "itself: remove the call of torch.distributed.init_process_group()."
             )
         _bind_to(self._formation.address)
         self._initialising = True
@@ -54,8 +55,9 @@ class DefaultProcessGroup:
         except BaseException:
             self.close()
             raise
-        backend = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
-        backend._set_default_timeout(dist.default_pg_timeout)
+        group: Any = dist.group.WORLD
+        backend = group._get_backend(torch.device("cpu"))  # noqa: SLF001  set_timeout() of torch 2.4 knows nccl only
+        backend._set_default_timeout(dist.default_pg_timeout)  # noqa: SLF001  so far it was the formation's
 
     def abort(self, reason: str) -> None:
         """Make everything that is blocked in it fail. From any thread; does not block; idempotent."""
@@ -70,10 +72,15 @@ class DefaultProcessGroup:
         broken = self._breaker.reason is not None
         if broken:
             self._store.sockets.shut_down()  # also what came up since the breaker last looked
-        remains = [dist.group.WORLD] if broken else []
+        remains: list[object] = [dist.group.WORLD] if broken else []
         dist.destroy_process_group()
         if broken:
             _bury(remains)
+
+    def calls(self) -> int:
+        """Return how many collectives user code has begun in it."""
+        group: Any = dist.group.WORLD
+        return 0 if group is None else int(group._get_sequence_number_for_group())  # noqa: SLF001  nothing public counts
 
     def _initialise(self) -> None:
         formation = self._formation
@@ -109,8 +116,8 @@ class DefaultProcessGroup:
 def _bury(remains: list[object]) -> None:
     """Drop the last reference to a broken process group without waiting for its threads.
 
-    One of them may be in a send that nobody ends before its time-out: gloo forgets operations that were half-way through when their
-    connection broke. That can only be a collective of user code.
+    One of them may be in a send that nobody ends before its time-out: gloo forgets operations that were half-way
+    through when their connection broke. That can only be a collective of user code.
     """
     burial = threading.Thread(target=remains.clear, name="group-burial", daemon=True)
     burial.start()
@@ -139,5 +146,5 @@ def _bind_to(address: str) -> None:
 def _interface_of(address: str) -> str | None:
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == address for entry in addresses):
-            return name
+            return str(name)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,15 +15,15 @@ _NEVER = -1
 
 
 class GradientReducer:
-    """Reduces buckets in index order; the last one only in `finish`, because the numbers that ride on it are not known before.
+    """Reduces buckets in index order; the last one only in `finish`, when the numbers that ride on it are known.
 
-    A bucket may be reduced early when its last gradient has come. Which one that is, is learned in the first step of a world, in
-    which every parameter has a hook; from then on only one parameter a bucket has. When it fires, the version counters prove that all
-    others of the bucket were written too; if not, the bucket waits for `finish`. The timing of one member is nothing to the others: all
-    reduce the same buckets in the same order.
+    A bucket may be reduced early when its last gradient has come. Which one that is, is learned in the first step of
+    a world, in which every parameter has a hook; from then on only one parameter a bucket has. When it fires, the
+    version counters prove that all others of the bucket were written too; if not, the bucket waits for `finish`. The
+    timing of one member is nothing to the others: all reduce the same buckets in the same order.
 
-    A gradient written after its bucket was reduced (a program that made one backward pass a part now makes two) is found in `finish`,
-    see `misjudged`.
+    A gradient written after its bucket was reduced (a program that made one backward pass a part now makes two) is
+    found in `finish`, see `misjudged`.
     """
 
     def __init__(self, gradients: GradientBuckets) -> None:
@@ -47,7 +48,7 @@ class GradientReducer:
         self._learning = self.overlap and self._early > 0 and group is not None and group.world_size > 1
         if self._learning:
             for index in range(len(self._gradients.parameters)):
-                self._hook(index, lambda _, index=index: self._fired.append(index))
+                self._hook(index, partial(self._note_fired, index))
 
     def detach(self) -> None:
         """Take all hooks off the parameters."""
@@ -62,7 +63,7 @@ class GradientReducer:
         self._launched.clear()
 
     def arm(self) -> None:
-        """The backward pass that follows is, as far as is known, the last before `finish`."""
+        """Expect the next backward pass to be the last before `finish`, as far as is known."""
         self._passes += 1
         if self._passes == 1:
             self._fired.clear()
@@ -70,7 +71,7 @@ class GradientReducer:
             self._armed = True
 
     def disarm(self) -> None:
-        """The backward pass is over."""
+        """Take note that the backward pass is over."""
         self._armed = False
 
     @property
@@ -111,9 +112,12 @@ class GradientReducer:
         for bucket, members in enumerate(self._gradients.members[: self._early]):
             last = max(members, key=lambda index: order.get(index, _NEVER))
             if all(index in order for index in members):
-                self._hook(last, lambda _, bucket=bucket: self._on_complete(bucket))
+                self._hook(last, partial(self._on_complete, bucket))
 
-    def _on_complete(self, bucket: int) -> None:
+    def _note_fired(self, index: int, _: torch.Tensor) -> None:
+        self._fired.append(index)
+
+    def _on_complete(self, bucket: int, _: torch.Tensor) -> None:
         if not self._armed or self._group is None:
             return
         now = self._gradients.versions()

@@ -1,9 +1,9 @@
 """Find and shut down exactly the sockets of one gloo group.
 
-gloo has no abort (pytorch #130345): a member that waits for a dead peer's data waits for its time-out. What does wake it is
-shutdown(2) on its TCP connections, from any thread. Which sockets are the group's is known from the addresses that the
-members exchange through the store: a connection belongs to the group if its local end is this process's listener or its
-remote end a peer's listener. Nothing else of the process is touched.
+gloo has no abort (pytorch #130345): a member that waits for a dead peer's data waits for its time-out. What does wake
+it is shutdown(2) on its TCP connections, from any thread. Which sockets are the group's is known from the addresses
+that the members exchange through the store: a connection belongs to the group if its local end is this process's
+listener or its remote end a peer's listener. Nothing else of the process is touched.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class RankAddress:
 
     @classmethod
     def parse(cls, blob: bytes) -> RankAddress | None:
-        """Read what gloo publishes for a rank (`Rank::bytes` in gloo/transport/tcp/context.cc); None if it is something else.
+        """Read what gloo publishes for a rank; None if it is something else.
 
-        Layout: length-prefixed host name, length-prefixed {sockaddr_storage, sequence number}, one sequence number per rank.
+        Layout (`Rank::bytes` in gloo/transport/tcp/context.cc): length-prefixed host name, length-prefixed
+        {sockaddr_storage, sequence number}, one sequence number per rank.
         """
         try:
             (name_bytes,) = _LENGTH.unpack_from(blob, 0)
@@ -90,9 +91,9 @@ class GroupSockets:
     def stand_in_for_missing_peers(self) -> None:
         """Connect to this process's own listeners in the place of peers that never did.
 
-        The side that listens has no socket yet that could be shut down: it waits for the peer to connect and send its sequence
-        number, for as long as the group's time-out. A connection of our own that sends the number, and is closed then, ends
-        the wait at once. For a peer that did connect it is an extra number that gloo puts aside.
+        The side that listens has no socket yet that could be shut down: it waits for the peer to connect and send its
+        sequence number, for as long as the group's time-out. A connection of our own that sends the number, and is
+        closed then, ends the wait at once. For a peer that did connect it is an extra number that gloo puts aside.
         """
         for address in tuple(self.own):
             for number in address.sequences:
@@ -105,8 +106,8 @@ class GroupSockets:
     def detach_in_child(self) -> None:
         """In a forked child: put /dev/null in the place of the group's sockets.
 
-        A data loader's process inherits them (gloo does not set CLOEXEC) and would keep the connections of its dead parent
-        open, so that no peer sees a reset.
+        A data loader's process inherits them (gloo does not set CLOEXEC) and would keep the connections of its dead
+        parent open, so that no peer sees a reset.
         """
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -158,7 +159,9 @@ def _duplicate(number: int) -> socket.socket | None:
         return None
 
 
-def _belongs(candidate: socket.socket, own: Collection[Endpoint], peers: Collection[Endpoint], *, listening: bool) -> bool:
+def _belongs(
+    candidate: socket.socket, own: Collection[Endpoint], peers: Collection[Endpoint], *, listening: bool
+) -> bool:
     if candidate.family not in (socket.AF_INET, socket.AF_INET6):
         return False
     try:

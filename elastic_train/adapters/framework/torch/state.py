@@ -44,13 +44,13 @@ def bind_item(name: str, value: Any) -> StateItem:
     if isinstance(value, dict | list):
         return PlainItem(value)
     raise StateNotRestorable(
-        f"{name}: a {type(value).__qualname__} cannot be sent to another worker or written to a checkpoint. Give it state_dict() and "
-        "load_state_dict(), or keep the value in a dict."
+        f"{name}: a {type(value).__qualname__} cannot be sent to another worker or written to a checkpoint. "
+        "Give it state_dict() and load_state_dict(), or keep the value in a dict."
     )
 
 
 class ModuleItem:
-    """A module without state of its own making: parameters and buffers (also those that are not persistent), and what is frozen."""
+    """A module: its parameters, its buffers (also those that are not persistent), and what is frozen."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
@@ -88,7 +88,7 @@ class ModuleItem:
 
 
 class OptimizerItem:
-    """An optimizer that keeps its state as torch's do. State tensors of the same shape are kept and written in place."""
+    """An optimizer that keeps its state as torch's do; tensors of the same shape are kept and written in place."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -122,6 +122,7 @@ class OptimizerItem:
         else:
             state[owner] = _merged(state.get(owner), saved, keep)
 
+
 class ObjectItem:
     """Anything with `state_dict` and `load_state_dict`."""
 
@@ -154,7 +155,11 @@ class PlainItem:
 
     def check(self, tree: Any) -> list[str]:
         """Compare the type."""
-        return [] if isinstance(tree, type(self._value)) else [f"it is a {type(tree).__name__}, here a {type(self._value).__name__}"]
+        return (
+            []
+            if isinstance(tree, type(self._value))
+            else [f"it is a {type(tree).__name__}, here a {type(self._value).__name__}"]
+        )
 
     def restore(self, tree: Any, *, keep: bool) -> None:
         """Replace the content."""
@@ -173,7 +178,7 @@ def copy_into(mine: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def _merged(mine: Any, theirs: Any, keep: bool) -> Any:
-    """Return `theirs`, with tensors written into those of `mine` where they fit, so that others who hold them see the change."""
+    """Return `theirs`, its tensors written into those of `mine` where they fit: others may hold on to them."""
     if isinstance(theirs, torch.Tensor):
         if isinstance(mine, torch.Tensor) and mine.shape == theirs.shape and mine.dtype == theirs.dtype:
             with torch.no_grad():
@@ -184,8 +189,8 @@ def _merged(mine: Any, theirs: Any, keep: bool) -> Any:
         known = mine if isinstance(mine, Mapping) else {}
         return {key: _merged(known.get(key), value, keep) for key, value in theirs.items()}
     if type(theirs) in (list, tuple):
-        known = mine if isinstance(mine, list | tuple) and len(mine) == len(theirs) else [None] * len(theirs)
-        return type(theirs)(_merged(old, new, keep) for old, new in zip(known, theirs, strict=True))
+        same = isinstance(mine, list | tuple) and len(mine) == len(theirs)
+        return type(theirs)(_merged(mine[at] if same else None, new, keep) for at, new in enumerate(theirs))
     return theirs
 
 

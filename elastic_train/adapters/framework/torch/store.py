@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from elastic_train.adapters.framework.torch.connecting import Fetch
 from elastic_train.adapters.framework.torch.sockets import GroupSockets, RankAddress
@@ -13,11 +13,11 @@ from elastic_train.errors import UsageError
 from elastic_train.ports import Formation
 
 
-class ExchangeStore(dist.Store):
+class ExchangeStore(Store):
     """What gloo needs of a store, and no more: `set`, `wait`, `get`.
 
-    The addresses that pass through are remembered in `sockets`. The first `wait` for a member's address fetches those of all
-    members at once: one round trip to the exchange instead of one for each of them.
+    The addresses that pass through are remembered in `sockets`. The first `wait` for a member's address fetches those
+    of all members at once: one round trip to the exchange instead of one for each of them.
     """
 
     def __init__(self, formation: Formation, fetch: Fetch) -> None:
