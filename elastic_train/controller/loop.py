@@ -19,7 +19,7 @@ from elastic_train.core.effects import Effect, FinishJob, MembershipChange
 from elastic_train.core.events import Event, Tick
 from elastic_train.core.membership import Transition, step, wake_at
 from elastic_train.core.records import Keys, WorkerId
-from elastic_train.core.recovery import outcome, resume
+from elastic_train.core.recovery import outcome, resume, unheard
 from elastic_train.core.world import JobState, Phase
 from elastic_train.errors import CoordinationUnavailable, GuardFailed, LeaseExpired
 from elastic_train.ports import Coordination, Launcher, WorkerExited, WorkerStarted
@@ -144,6 +144,8 @@ class Controller:
         self._journal.record("leadership_won", phase=state.phase, membership_epoch=state.membership_epoch)
         for exited in self._processes.exits(record.worker_id for record in remains.workers):
             self._inbox.put(exited)  # the record outlives its process by a lease
+        for failed in unheard(remains, self._clock()):
+            self._inbox.put(failed)
         performer = Performer(self._around, leadership, world_revision)
         observer = Observer(self._around.coordination, self._around.keys, snapshot, self._inbox, self._clock)
         try:

@@ -24,7 +24,7 @@ class Bounds:
     join_batch_s: float = 0.2  # for more joiners that are already starting
     join_delay_max_s: float = 2.0  # between two growths, where they follow each other closely
     stable_s: float = 10.0  # a worker or world that lived this long did not die young
-    hang_timeout_s: float = 30.0  # a member that computes this long while others wait hangs
+    hang_timeout_s: float = 120.0  # a member that computes this long while others wait hangs
 
     start_timeout_s: float = 60.0  # from launch to the worker's first record
     ready_timeout_s: float = 1800.0  # from there to its first step: user code loads its data in between
@@ -76,7 +76,7 @@ class Backoff:
 
     def again(self, at_s: float, began_s: float) -> Backoff:
         """Count an end at `at_s` of something that began at `began_s`."""
-        return Backoff(self.count + 1, at_s) if began_s > self.last_s or self.count == 0 else self
+        return Backoff(self.count + 1, at_s) if began_s >= self.last_s else self
 
     def after_quiet(self, at_s: float, quiet_s: float) -> Backoff:
         """Forget everything if nothing was counted for `quiet_s`."""

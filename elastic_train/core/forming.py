@@ -12,11 +12,12 @@ from elastic_train.core.records import Cause, Stage, WorkerId, WorldRecord
 from elastic_train.core.world import Change, Life, Phase, Proposal, Sealing, Worker, World
 
 
-def choose(d: Draft, *, planned: bool) -> tuple[WorkerId, ...]:
+def choose(d: Draft, *, planned: bool, admit: bool = True) -> tuple[WorkerId, ...]:
     """Return who shall be in the next world, most senior first: members in their order, then joiners as they appeared.
 
     A drained member stays while nobody takes its place and its time has not come. One member at least carries the state
-    over, where that is possible; an empty roster means that all leave, and save before they do.
+    over, where that is possible; an empty roster means that all leave, and save before they do. With ``admit=False``
+    nobody joins.
     """
     survivors = d.survivors()
     if d.is_finishing:
@@ -24,7 +25,7 @@ def choose(d: Draft, *, planned: bool) -> tuple[WorkerId, ...]:
     wanted, most = d.state.wanted, d.bounds.max_workers
     staying = [worker for worker in survivors if worker.drain is None][:wanted]
     ready = (worker for worker in d.state.workers.values() if worker.life is Life.READY and worker.drain is None)
-    fresh = sorted(ready, key=_appearance)[: wanted - len(staying)]
+    fresh = sorted(ready, key=_appearance)[: wanted - len(staying)] if admit else []
     leaving = [worker for worker in survivors if worker.drain is not None and worker.drain.due_s > d.now_s]
     kept = leaving[: wanted - len(staying) - len(fresh)]
     if survivors and not staying and not kept and (fresh or not planned):
@@ -48,7 +49,8 @@ def is_enough(d: Draft, members: int) -> bool:
 def propose(d: Draft, members: tuple[WorkerId, ...], cause: Cause, *, planned: bool) -> None:
     """Ask these workers to form the next world."""
     state = d.state
-    change = state.change or Change(d.now_s, cause, (f"{len(members)} workers are ready",))
+    ready = "1 worker is ready" if len(members) == 1 else f"{len(members)} workers are ready"
+    change = state.change or Change(d.now_s, cause, (ready,))
     before = () if state.world is None else state.world.members
     record = WorldRecord(
         membership_epoch=state.membership_epoch + 1,
@@ -60,7 +62,8 @@ def propose(d: Draft, members: tuple[WorkerId, ...], cause: Cause, *, planned: b
         reason=change.reason,
     )
     d.do(ProposeWorld(record))
-    d.say(f"membership epoch {record.membership_epoch} of {len(members)} is proposed ({change.cause}: {change.reason})")
+    size = len(members) or "nobody"
+    d.say(f"membership epoch {record.membership_epoch} of {size} is proposed ({change.cause}: {change.reason})")
     proposal = Proposal(record, d.now_s, frozenset(members))
     probe = state.probe if planned else None
     d.state = replace(state, membership_epoch=record.membership_epoch, proposal=proposal, probe=probe, change=change)
@@ -70,9 +73,15 @@ def propose(d: Draft, members: tuple[WorkerId, ...], cause: Cause, *, planned: b
         d.enter(Phase.FORMING, d.now_s + d.bounds.acknowledge_s(len(members)))
 
 
+def admission_s(d: Draft) -> float:
+    """Return before when nobody should join, because workers keep dying young."""
+    deaths, bounds = d.state.young_deaths, d.bounds
+    return deaths.last_s + deaths.delay_s(bounds.relaunch_delay_s, bounds.relaunch_delay_max_s)
+
+
 def reform(d: Draft) -> None:
     """Form a world of whoever is there, or pause."""
-    members = choose(d, planned=False)
+    members = choose(d, planned=False, admit=d.now_s >= admission_s(d))
     if is_enough(d, len(members)):
         propose(d, members, Cause.LOSS, planned=False)
     else:
@@ -245,8 +254,7 @@ def gather(d: Draft) -> None:
         d.wait_until(None)
         return
     first = state.world is None
-    delay_s = state.young_deaths.delay_s(bounds.relaunch_delay_s, bounds.relaunch_delay_max_s)
-    not_before_s = state.young_deaths.last_s + delay_s
+    not_before_s = admission_s(d)
     if state.due_s is None:
         window_s = bounds.gather_s if first else bounds.join_batch_s
         d.wait_until(max(d.now_s + window_s, not_before_s))

@@ -132,10 +132,10 @@ def _count_start_failure(d: Draft, worker: Worker, obituary: str) -> None:
 
 def _count_young_death(d: Draft, worker: Worker) -> None:
     bounds = d.bounds
-    if worker.ready_s is None or d.now_s - worker.ready_s >= bounds.stable_s:
+    if d.now_s - worker.since_s >= bounds.stable_s:
         return
     deaths = d.state.young_deaths.after_quiet(d.now_s, bounds.stable_s + bounds.relaunch_delay_max_s)
-    deaths = deaths.again(d.now_s, worker.began_s)
+    deaths = deaths.again(d.now_s, worker.since_s)
     delay_s = deaths.delay_s(bounds.relaunch_delay_s, bounds.relaunch_delay_max_s)
     launch_s = max(d.state.launch_s, deaths.last_s + delay_s) if worker.ours else d.state.launch_s
     d.state = replace(d.state, young_deaths=deaths, launch_s=launch_s)

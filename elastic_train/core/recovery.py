@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from elastic_train.core.bounds import Backoff, Bounds
 from elastic_train.core.effects import Ending, FinishJob
+from elastic_train.core.events import Event, WorkerFailed
 from elastic_train.core.records import (
     Cause,
     ControllerRecord,
@@ -83,14 +84,24 @@ def outcome(remains: Remains) -> FinishJob:
     return FinishJob(ending, remains.world.reason, failure if ending is Ending.USER_CODE else None)
 
 
+def unheard(remains: Remains, at_s: float) -> list[Event]:
+    """Return the failures that no controller has counted yet: as far as can be told, those while none was counted."""
+    if remains.memo is not None and remains.memo.failures:
+        return []
+    return [
+        WorkerFailed(at_s=at_s, worker_id=record.worker_id, failure=record.failure)
+        for record in remains.workers
+        if record.failure is not None
+    ]
+
+
 def _resume_phase(state: JobState, world: WorldRecord, at_s: float) -> JobState:
-    alive = [member for member in state.world.members if member in state.workers] if state.world else []
-    whole = state.world is not None and len(alive) == len(state.world.members)
-    if world.stage is Stage.SEALED and whole:
-        return replace(state, phase=Phase.RUNNING)
     if state.world is None:
         return state
-    lost = [member for member in state.world.members if member not in state.workers]
+    present = {worker.worker_id for worker in state.workers.values() if worker.life in (Life.MEMBER, Life.FINISHED)}
+    lost = [member for member in state.world.members if member not in present]
+    if world.stage is Stage.SEALED and not lost:
+        return replace(state, phase=Phase.RUNNING)
     reason = f"a new controller took over; {', '.join(lost) or 'nobody'} is missing"
     change = Change(at_s, Cause.LOSS if lost else world.cause, (reason,))
     if world.cause is Cause.STOP and state.stop_s is None:
@@ -133,7 +144,6 @@ def _workers(remains: Remains, members: Iterable[WorkerId], at_s: float) -> Iter
             ours=record.worker_id in remains.ours,
             appeared=number,
             node=record.node,
-            ready_s=at_s if life in (Life.READY, Life.MEMBER, Life.FINISHED) else None,
         )
     known = {record.worker_id for record in remains.workers}
     for worker_id in sorted(remains.ours - known):

@@ -8,7 +8,7 @@ from elastic_train.core.bounds import Backoff
 from elastic_train.core.draft import Draft
 from elastic_train.core.effects import LaunchWorkers
 from elastic_train.core.events import DrainRequested, ResizeRequested, WorkerAppeared, WorkerReady
-from elastic_train.core.forming import choose, propose
+from elastic_train.core.forming import admission_s, choose, propose
 from elastic_train.core.losing import bury
 from elastic_train.core.records import Cause, WorkerId
 from elastic_train.core.world import Change, Drain, JobState, Life, Phase, Worker
@@ -46,7 +46,7 @@ def welcome(d: Draft, event: WorkerReady) -> None:
     if worker is None or worker.life not in (Life.LAUNCHED, Life.STARTING):
         d.say(f"{event.worker_id} is ready, which is known or too late")
         return
-    d.put(replace(worker, life=Life.READY, since_s=d.now_s, ready_s=d.now_s))
+    d.put(replace(worker, life=Life.READY, since_s=d.now_s))
     d.state = replace(d.state, start_failures=Backoff())
     d.say(f"{event.worker_id} is ready")
 
@@ -97,8 +97,8 @@ def staff(d: Draft) -> None:
     if short < 0:
         _withdraw(d, -short)
         return
-    if d.now_s < d.state.launch_s:
-        return
+    if d.now_s < d.state.launch_s or d.state.phase in (Phase.BROKEN, Phase.FORMING):
+        return  # what is there goes first: a start would take the machine from those who re-form
     if d.bounds.capacity is not None:
         short = min(short, _room(d, d.bounds.capacity, short))
     if short > 0:
@@ -243,8 +243,10 @@ def plan(d: Draft) -> None:
 
 def _announce(d: Draft, target: tuple[WorkerId, ...], added: frozenset[WorkerId], removed: frozenset[WorkerId]) -> None:
     """Propose a planned change under the cause that fits it best."""
-    drained = any(d.state.workers[member].drain is not None for member in removed)
-    cause = Cause.DRAIN if drained else Cause.RESIZE if removed else Cause.JOIN
+    drains = {who: drain.reason for who in sorted(removed) if (drain := d.state.workers[who].drain) is not None}
+    cause = Cause.DRAIN if drains else Cause.RESIZE if removed else Cause.JOIN
+    if drains and d.state.change is None:
+        d.sign(cause, ", ".join(f"{worker_id}: {reason}" for worker_id, reason in drains.items()))
     if added:
         first_s = min(d.state.workers[joiner].since_s for joiner in added)
         d.sign(cause, f"{_names(added)} ready to join")
@@ -270,11 +272,10 @@ def _admission_s(d: Draft) -> float:
     ready = [worker.since_s for worker in state.workers.values() if worker.life is Life.READY and worker.drain is None]
     room = state.wanted - d.count(Life.MEMBER) + len(state.draining)
     batch_s = bounds.join_batch_s if len(ready) < room and d.count(Life.LAUNCHED, Life.STARTING) else 0.0
-    flapping_s = state.young_deaths.delay_s(bounds.relaunch_delay_s, bounds.relaunch_delay_max_s)
     return max(
         min(ready) + batch_s,
         state.world.sealed_at_s + state.growths.delay_s(bounds.join_batch_s, bounds.join_delay_max_s),
-        state.young_deaths.last_s + flapping_s,
+        admission_s(d),
     )
 
 

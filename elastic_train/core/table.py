@@ -41,7 +41,8 @@ SUCCEEDED, FAILED, STOPPED = Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED
 class Row:
     """What an event does in a phase, and the other phases to which it may lead.
 
-    Every event carries the time, which may lead on by itself: to the phases in the Tick's row.
+    Every event carries the time, and may be the first that a controller sees which took over: what follows from time
+    or from the records alone stands in the Tick's row.
     """
 
     handler: Callable[[Draft, Any], None]
@@ -56,11 +57,11 @@ def _pass(d: Draft, event: Tick) -> None:
 
 
 _BY_TIME: Going = {
-    GATHERING: (FORMING, FAILED),
+    GATHERING: (FORMING, FAILED, STOPPED),
     FORMING: (GATHERING, PAUSED, SUCCEEDED, STOPPED, FAILED),
-    RUNNING: (SWITCHING, BROKEN, FORMING, SUCCEEDED),
+    RUNNING: (SWITCHING, BROKEN, FORMING, STOPPING, SUCCEEDED),
     SWITCHING: (BROKEN, FORMING, PAUSED, SUCCEEDED, STOPPED),
-    BROKEN: (FORMING, GATHERING, PAUSED, STOPPED, FAILED),
+    BROKEN: (FORMING, GATHERING, PAUSED, SUCCEEDED, STOPPED, FAILED),
     PAUSED: (FORMING, FAILED),
     STOPPING: (STOPPED, BROKEN, FORMING, SUCCEEDED),
 }

@@ -63,7 +63,6 @@ class Worker:
     ours: bool  # our launcher runs it
     appeared: int = 0  # order of first records
     node: str = ""
-    ready_s: float | None = None  # when it first stood at a step
     drain: Drain | None = None
 
 

@@ -20,6 +20,7 @@ from elastic_train.core.effects import (
     NoteMembershipEpoch,
     ProbeWorld,
     ProposeWorld,
+    RememberJob,
     SealWorld,
 )
 from elastic_train.core.events import (
@@ -42,7 +43,17 @@ from elastic_train.core.events import (
     WorldSuspected,
 )
 from elastic_train.core.membership import step, wake_at
-from elastic_train.core.records import Activity, Failure, Suspicion, WorkerId, WorldRecord
+from elastic_train.core.records import (
+    Activity,
+    ControllerRecord,
+    Failure,
+    Suspicion,
+    WorkerId,
+    WorkerRecord,
+    WorkerStatus,
+    WorldRecord,
+)
+from elastic_train.core.recovery import Remains, resume
 from elastic_train.core.table import TABLE
 from elastic_train.core.world import JobState, Life, Phase
 
@@ -64,6 +75,9 @@ class SimulatedWorker:
     acknowledged: int = 0
     probed: int = 0
     complains_s: float = 0.0  # not again before
+    status: WorkerStatus = WorkerStatus.STARTING
+    appeared: int = 0  # order of first records; 0: none yet
+    has_record: bool = False
     said: deque[Event] = field(default_factory=deque)
 
 
@@ -83,8 +97,9 @@ class SimulatedJob:
         self.launches: list[float] = []
         self.reformations: list[float] = []
         self.outcome: FinishJob | None = None
+        self.memo: ControllerRecord | None = None
         self.observed: Counter[tuple[Phase, str, Phase]] = Counter()
-        self.requests = 0
+        self.appearances = 0
         self.log: list[str] = []
 
     # ------------------------------------------------------------------ time and delivery
@@ -103,7 +118,7 @@ class SimulatedJob:
             assert transition.reason, f"{event} was decided without a reason"
         for effect in transition.effects:
             self._perform(effect)
-        self._check(before)
+        self.check(before)
 
     def tick(self) -> bool:
         """Go to the moment the core asked to be woken at; False if it did not ask."""
@@ -124,7 +139,10 @@ class SimulatedJob:
         talking = [worker for worker in self.workers.values() if worker.said]
         if not talking:
             return False
-        event = talking[choose(len(talking))].said.popleft()
+        worker = talking[choose(len(talking))]
+        event = worker.said.popleft()
+        if isinstance(event, WorkerLost) and event.why is Loss.LEASE:
+            worker.has_record = False
         self.feed(_restamped(event, self.now_s))
         return True
 
@@ -132,6 +150,18 @@ class SimulatedJob:
         """Let time pass, waking the core whenever it asked for it."""
         until_s = self.now_s + seconds
         while not self.state.phase.is_terminal:
+            at_s = wake_at(self.state, self.bounds)
+            if at_s is None or at_s > until_s:
+                break
+            self.tick()
+        self.now_s = max(self.now_s, until_s)
+
+    def live(self, seconds: float) -> None:
+        """Let time pass while everybody goes on and is heard at once."""
+        until_s = self.now_s + seconds
+        while not self.state.phase.is_terminal:
+            while self.deliver(_first) or self.progress(_first):
+                pass
             at_s = wake_at(self.state, self.bounds)
             if at_s is None or at_s > until_s:
                 break
@@ -155,10 +185,11 @@ class SimulatedJob:
             return []
 
         def go_on() -> None:
-            if not any(isinstance(event, WorkerAppeared) for event in worker.said) and worker.acknowledged == 0:
-                worker.said.append(WorkerAppeared(at_s=0, worker_id=worker.worker_id))
+            self.appearances += 1
+            worker.appeared, worker.has_record = self.appearances, True
+            worker.said.append(WorkerAppeared(at_s=0, worker_id=worker.worker_id))
             worker.said.append(WorkerReady(at_s=0, worker_id=worker.worker_id))
-            worker.ready = True
+            worker.ready, worker.status = True, WorkerStatus.READY
 
         return [go_on]
 
@@ -190,6 +221,7 @@ class SimulatedJob:
             if member in world.members:
                 worker.said.append(self._acknowledgement(worker, world))
             else:
+                worker.status = WorkerStatus.LEAVING
                 worker.said.append(WorkerLeft(at_s=0, worker_id=member))
 
     def _acknowledgement(self, worker: SimulatedWorker, world: WorldRecord) -> Event:
@@ -237,9 +269,15 @@ class SimulatedJob:
         reporter.said.append(WorldSuspected(at_s=0, suspicion=suspicion))
         return True
 
+    def breaks(self, reporter: SimulatedWorker) -> None:
+        """Let a member report a broken collective though nobody is gone."""
+        suspicion = Suspicion(reporter.worker_id, reporter.sealed, True, 0.0, 7, "connection reset")
+        reporter.said.append(WorldSuspected(at_s=0, suspicion=suspicion))
+
     def fail(self, worker: SimulatedWorker) -> None:
         """Let user code raise in a worker."""
         failure = Failure("ValueError", "loss is nan", "", membership_epoch=worker.sealed)
+        worker.status = WorkerStatus.FAILED
         worker.said.append(WorkerFailed(at_s=0, worker_id=worker.worker_id, failure=failure))
         self.kill(worker, code=1)
 
@@ -251,13 +289,30 @@ class SimulatedJob:
             for member in world.members:
                 worker = self.workers[member]
                 if not worker.finished:
-                    worker.finished = True
+                    worker.finished, worker.status = True, WorkerStatus.FINISHED
                     worker.said.append(WorkerFinished(at_s=0, worker_id=member))
 
     def join(self) -> None:
         """Let somebody start a worker by hand."""
         worker_id = WorkerId(f"x{len(self.workers):04d}")
         self.workers[worker_id] = SimulatedWorker(worker_id, external=True)
+
+    def take_over(self) -> None:
+        """Let the controller die, and another one lead from what is written down."""
+        self.internal.clear()
+        known = sorted((w for w in self.workers.values() if w.has_record), key=lambda w: w.appeared)
+        for worker in self.workers.values():  # what records say is read from them; exits and ended leases are told anew
+            worker.said = deque(event for event in worker.said if isinstance(event, WorkerLost))
+        remains = Remains(
+            world=self.world,
+            fence=self.revision if self.world is not None and self.world.stage == "sealed" else 0,
+            workers=tuple(_record(worker) for worker in known),
+            memo=self.memo,
+            ours=frozenset(w.worker_id for w in self.workers.values() if not w.external and (w.alive or w.said)),
+        )
+        self.state = resume(remains, self.bounds, self.now_s)
+        self.log.append(f"{self.now_s:9.3f} another controller takes over: {self.state.phase}")
+        self.check(self.state)
 
     def request(self, event: Event) -> None:
         """Ask something of the controller."""
@@ -277,6 +332,8 @@ class SimulatedJob:
                 self._seal(record)
             case ProbeWorld(record):
                 self._probe(record.number)
+            case RememberJob(record):
+                self.memo = record
             case FinishJob():
                 self.outcome = effect
             case NoteMembershipEpoch(change):
@@ -337,6 +394,7 @@ class SimulatedJob:
             worker.said.append(self._acknowledgement(worker, record))
 
     def _walk_out(self, worker: SimulatedWorker) -> None:
+        worker.status = WorkerStatus.LEAVING
         worker.said.append(WorkerLeft(at_s=0, worker_id=worker.worker_id))
         self.kill(worker, code=0)
 
@@ -349,7 +407,7 @@ class SimulatedJob:
 
     # ------------------------------------------------------------------ invariants
 
-    def _check(self, before: JobState) -> None:
+    def check(self, before: JobState) -> None:
         state, bounds = self.state, self.bounds
         assert state.fence >= before.fence, "a fence went back"
         assert state.membership_epoch >= before.membership_epoch, "a membership epoch went back"
@@ -385,6 +443,10 @@ class SimulatedJob:
     def is_healthy(self) -> bool:
         """Whether training goes on: a sealed world, all of whose members are there."""
         return self.state.phase is Phase.RUNNING and self._trains(self._current())
+
+
+def _record(worker: SimulatedWorker) -> WorkerRecord:
+    return WorkerRecord(worker.worker_id, worker.status, acknowledged=worker.acknowledged, probe=worker.probed)
 
 
 def _records(state: JobState) -> list[WorldRecord]:
@@ -447,6 +509,8 @@ def _hurt(job: SimulatedJob, worker: SimulatedWorker, what: int, choose: Choose)
         worker.alive = False
         worker.said.clear()
         worker.said.append(LaunchFailed(at_s=0, worker_id=worker.worker_id, detail="fork failed"))
+    elif what == 79:
+        job.take_over()
     elif what == 78:
         worker.said.append(WorkerLost(at_s=0, worker_id=worker.worker_id, why=Loss.SUSPECTED, detail="actor died"))
 
