@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from elastic_train.config import CheckpointConfig, FailureConfig, TimeoutConfig
     from elastic_train.context import get_context
+    from elastic_train.core.order import BucketedOrder, WeightedOrder
     from elastic_train.errors import (
         ConfigurationError,
         CoordinationDenied,
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
     from elastic_train.trainer.result import Checkpoint, MembershipChange, Result, StepMetrics
     from elastic_train.worker.batches import ElasticBatches
     from elastic_train.worker.state import TrainState
+    from elastic_train.worker.streams import ElasticStreams
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "elastic_train.config": ("CheckpointConfig", "FailureConfig", "TimeoutConfig"),
     "elastic_train.context": ("get_context",),
+    "elastic_train.core.order": ("BucketedOrder", "WeightedOrder"),
     "elastic_train.errors": (
         "ConfigurationError",
         "CoordinationDenied",
@@ -61,10 +64,12 @@ _HOMES = {
     "elastic_train.trainer.result": ("Checkpoint", "MembershipChange", "Result", "StepMetrics"),
     "elastic_train.worker.batches": ("ElasticBatches",),
     "elastic_train.worker.state": ("TrainState",),
+    "elastic_train.worker.streams": ("ElasticStreams",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "BucketedOrder",
     "Checkpoint",
     "CheckpointConfig",
     "ConfigurationError",
@@ -72,6 +77,7 @@ __all__ = [
     "CoordinationError",
     "CoordinationUnavailable",
     "ElasticBatches",
+    "ElasticStreams",
     "ElasticTrainError",
     "ElasticTrainer",
     "FailureConfig",
@@ -89,6 +95,7 @@ __all__ = [
     "TrainState",
     "TrainingFailed",
     "UsageError",
+    "WeightedOrder",
     "get_context",
 ]
 

@@ -29,6 +29,9 @@ KINDS: Mapping[str, Sequence[str]] = MappingProxyType(
         "state_sent": _TRANSFER,
         "state_received": _TRANSFER,
         "loop_started": ("loop", "total_steps"),
+        "order_compared": ("membership_epoch", "loop", "data_epoch", "samples", "order_crc"),
+        "stream_opened": ("membership_epoch", "loop", "data_epoch", "shard", "used", "skipped"),
+        "stream_ended": ("membership_epoch", "loop", "data_epoch", "shard", "samples"),
         # ---- a worker's transactions; version: before a read, after a commit
         "step_read": (*_STEP, "version", "data_epoch", "shards", "samples", "indices_crc"),
         "step_committed": (*_STEP, "version", "samples", "global_samples", "metrics", "step_s"),

@@ -64,16 +64,12 @@ class ElasticBatches:
         self._size = _length(dataset)
         if order is not None and not callable(order):
             raise ConfigurationError("order", f"{order!r} is no function", "Give a function of (data_epoch, seed).")
-        _require_positive("global_batch_size", global_batch_size)
-        _require_positive("data_epochs", data_epochs)
+        require_positive("global_batch_size", global_batch_size)
+        require_positive("data_epochs", data_epochs)
         if micro_batch_size is not None:
-            _require_positive("micro_batch_size", micro_batch_size)
+            require_positive("micro_batch_size", micro_batch_size)
         if drop_last and order is None and self._size < global_batch_size:
-            raise ConfigurationError(
-                "drop_last",
-                f"the dataset has {self._size} samples, fewer than one global batch of {global_batch_size}",
-                "Nothing would be left to train on: lower global_batch_size or leave drop_last=False.",
-            )
+            raise _nothing_left(self._size, global_batch_size)
         self.dataset = dataset
         self.global_batch_size = global_batch_size
         self.data_epochs = data_epochs
@@ -110,6 +106,8 @@ class ElasticBatches:
         if self.order is None:
             return plan
         drawn = DrawnOrder(self.order, self._size, seed)
+        if self.drop_last and drawn.samples < self.global_batch_size:
+            raise _nothing_left(drawn.samples, self.global_batch_size)
         return OrderedPlan(**(asdict(plan) | {"dataset_size": drawn.samples}), order=drawn)
 
     def indices(self, plan: BatchPlan, share: Share) -> Indices:
@@ -167,6 +165,15 @@ def _length(dataset: Any) -> int:
     return size
 
 
-def _require_positive(name: str, value: Any) -> None:
+def _nothing_left(samples: int, global_batch_size: int) -> ConfigurationError:
+    return ConfigurationError(
+        "drop_last",
+        f"a data epoch has {samples} samples, fewer than one global batch of {global_batch_size}",
+        "Nothing would be left to train on: lower global_batch_size or leave drop_last=False.",
+    )
+
+
+def require_positive(name: str, value: Any) -> None:
+    """Raise ConfigurationError unless a setting is a positive integer."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(name, f"{value!r} is not a whole number of at least 1", "Give a positive integer.")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from elastic_train.core.data import BatchPlan, Indices, Share, indices_crc
-from elastic_train.worker.batches import ElasticBatches
-from elastic_train.worker.runtime import Runtime
+from elastic_train.core.data import Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,90 +82,3 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """End what reads ahead; idempotent."""
-
-
-def open_reader(source: ElasticBatches, runtime: Runtime, loop: str, *, per_shard: bool = False) -> Reader:
-    """Return the reader of a loop over this source.
-
-    Args:
-        source: What the user gave.
-        runtime: This worker's.
-        loop: Name of the loop.
-        per_shard: Keep logical shards apart: every part has samples of one only.
-
-    Raises:
-        ConfigurationError: The source cannot be divided among the job's logical shards.
-    """
-    return BatchReader(source, runtime, loop, per_shard=per_shard)
-
-
-class BatchReader:
-    """Reads `ElasticBatches`."""
-
-    def __init__(self, batches: ElasticBatches, runtime: Runtime, loop: str, *, per_shard: bool) -> None:
-        self.plan: BatchPlan = batches.plan(runtime.job.logical_shards, runtime.job.seed)
-        self._batches = batches
-        self._runtime = runtime
-        self._loop = loop
-        self._per_shard = per_shard
-
-    @property
-    def total_steps(self) -> int:
-        """Return the number of steps of all data epochs."""
-        return self.plan.total_steps
-
-    def describe(self) -> dict[str, Any]:
-        """Return the plan."""
-        return {"plan": asdict(self.plan)}
-
-    def finished(self) -> bool:
-        """Say whether every step is committed."""
-        return self._runtime.progress.positions.get(self._loop, 0) >= self.plan.total_steps
-
-    def hand_over(self) -> None:
-        """Do nothing: the position is all there is to know."""
-
-    def prepare(self) -> None:
-        """Do nothing: the plan is the same on every worker."""
-
-    def share(self, step: int) -> Share:
-        """Return this worker's run of logical shards of a step."""
-        return self.plan.share(step, self._runtime.rank, self._runtime.world_size)
-
-    def proof(self, share: Share) -> dict[str, Any]:
-        """Return how many samples, and the checksum of their indices."""
-        return {"samples": share.samples, "indices_crc": indices_crc(self._batches.indices(self.plan, share))}
-
-    def parts(self, share: Share) -> Iterator[Part]:
-        """Yield the share in micro-batches, or a filler where it is empty."""
-        collate = self._runtime.framework.collate
-        if share.samples == 0:
-            filler = self.plan.indices(share.data_epoch, share.batch_start, share.batch_start + 1)
-            yield Part(share.shards, 0, self._batches.read(filler, collate), last=True)
-            return
-        reached = 0
-        for shards, indices in self._cuts(share):
-            reached += len(indices)
-            yield Part(shards, len(indices), self._batches.read(indices, collate), last=reached == share.samples)
-
-    def announce(self) -> list[float]:
-        """Return nothing: the plan says everything."""
-        return []
-
-    def committed(self, heard: list[float]) -> None:
-        """Do nothing: the position is counted with the step."""
-
-    def close(self) -> None:
-        """Do nothing: nothing reads ahead."""
-
-    def _cuts(self, share: Share) -> Iterator[tuple[tuple[int, int], Indices]]:
-        """Yield the runs of shards and the indices of each micro-batch, none of them empty."""
-        runs = [share]
-        if self._per_shard:
-            runs = [self.plan.share_of_shards(share.step, (shard, shard + 1)) for shard in range(*share.shards)]
-        indices = self._batches.indices(self.plan, share)
-        for run in runs:
-            size = self._batches.micro_batch_size or max(1, run.samples)
-            for start in range(run.start, run.stop, size):
-                stop = min(start + size, run.stop)
-                yield run.shards, indices[start - share.start : stop - share.start]

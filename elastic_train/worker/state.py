@@ -10,6 +10,7 @@ from elastic_train.worker.batches import ElasticBatches
 from elastic_train.worker.evaluation import EvaluateBatch, Evaluation
 from elastic_train.worker.runtime import Runtime
 from elastic_train.worker.steps import Loop, Step
+from elastic_train.worker.streams import ElasticStreams
 
 
 class TrainState:
@@ -45,7 +46,7 @@ class TrainState:
         """Return the number of steps committed up to this place in the program."""
         return self._passed + (self._open.position if self._open is not None else 0)
 
-    def steps(self, batches: ElasticBatches) -> Iterator[Step]:
+    def steps(self, batches: ElasticBatches | ElasticStreams) -> Iterator[Step]:
         """Yield every step of `batches` that is not committed yet, each until it is.
 
         A worker that joins goes on where the others are; after a restart, where the newest checkpoint is.

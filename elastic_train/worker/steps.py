@@ -14,17 +14,19 @@ from elastic_train.ports import StepPlan
 from elastic_train.worker.batches import ElasticBatches
 from elastic_train.worker.evaluation import Evaluation
 from elastic_train.worker.metrics import LocalMetrics
-from elastic_train.worker.reading import Reader, open_reader
+from elastic_train.worker.readers import open_reader
+from elastic_train.worker.reading import Reader
 from elastic_train.worker.replica import Transaction
 from elastic_train.worker.runtime import Runtime
+from elastic_train.worker.streams import ElasticStreams
 
 _BREAK_GRACE_S = 1.0  # how long the news of a broken world may take after the user's own collective has failed
 
 
 class Loop:
-    """One pass over `ElasticBatches`: yields each step until every worker has committed it."""
+    """One pass over a source of data: yields each step until every worker has committed it."""
 
-    def __init__(self, runtime: Runtime, name: str, batches: ElasticBatches) -> None:
+    def __init__(self, runtime: Runtime, name: str, batches: ElasticBatches | ElasticStreams) -> None:
         self.name = name
         self.reader: Reader = open_reader(batches, runtime, name)
         self._runtime = runtime

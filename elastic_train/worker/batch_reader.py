@@ -1,0 +1,125 @@
+"""Reads `ElasticBatches`: which samples a step has is a pure plan, so the position is all there is to agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+
+from elastic_train.core.data import BatchPlan, Indices, Share, indices_crc
+from elastic_train.core.order import OrderedPlan, describe
+from elastic_train.errors import UsageError
+from elastic_train.worker.batches import ElasticBatches
+from elastic_train.worker.reading import Part
+from elastic_train.worker.runtime import Runtime
+
+
+class BatchReader:
+    """Reads `ElasticBatches`."""
+
+    def __init__(self, batches: ElasticBatches, runtime: Runtime, loop: str, *, per_shard: bool) -> None:
+        self.plan: BatchPlan = batches.plan(runtime.job.logical_shards, runtime.job.seed)
+        self._batches = batches
+        self._runtime = runtime
+        self._loop = loop
+        self._per_shard = per_shard
+        self._compared: tuple[int, int] | None = None  # membership_epoch and data_epoch whose order all agree on
+
+    @property
+    def total_steps(self) -> int:
+        """Return the number of steps of all data epochs."""
+        return self.plan.total_steps
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plan."""
+        return {"plan": describe(self.plan)}
+
+    def finished(self) -> bool:
+        """Say whether every step is committed."""
+        return self._runtime.progress.positions.get(self._loop, 0) >= self.plan.total_steps
+
+    def hand_over(self) -> None:
+        """Do nothing: the position is all there is to know."""
+
+    def prepare(self) -> None:
+        """Compare the user's order with the others', once for each data epoch in each world."""
+        plan, progress = self.plan, self._runtime.progress
+        if not isinstance(plan, OrderedPlan):
+            return
+        data_epoch = progress.positions.get(self._loop, 0) // plan.steps_per_data_epoch
+        if self._compared == (self._runtime.membership_epoch, data_epoch):
+            return
+        crc = plan.order_crc(data_epoch)
+        mine = msgpack.packb([self._runtime.context().worker_id, crc])
+        crcs: dict[str, int] = dict(msgpack.unpackb(other) for other in self._runtime.group.all_gather_bytes(mine))
+        before = progress.data.get(self._loop)  # of the steps committed so far, perhaps by workers that are no more
+        if before is not None and before["data_epoch"] == data_epoch:
+            crcs["the steps committed before"] = before["order_crc"]
+        if len(set(crcs.values())) > 1:
+            raise UsageError(_different_orders(plan, data_epoch, crcs))
+        self._compared = (self._runtime.membership_epoch, data_epoch)
+        self._runtime.journal.record(
+            "order_compared",
+            membership_epoch=self._runtime.membership_epoch,
+            loop=self._loop,
+            data_epoch=data_epoch,
+            samples=plan.dataset_size,
+            order_crc=crc,
+        )
+
+    def share(self, step: int) -> Share:
+        """Return this worker's run of logical shards of a step."""
+        return self.plan.share(step, self._runtime.rank, self._runtime.world_size)
+
+    def proof(self, share: Share) -> dict[str, Any]:
+        """Return how many samples, and the checksum of their indices."""
+        return {"samples": share.samples, "indices_crc": indices_crc(self._batches.indices(self.plan, share))}
+
+    def parts(self, share: Share) -> Iterator[Part]:
+        """Yield the share in micro-batches, or a filler where it is empty."""
+        collate = self._runtime.framework.collate
+        if share.samples == 0:
+            filler = self.plan.indices(share.data_epoch, share.batch_start, share.batch_start + 1)
+            yield Part(share.shards, 0, self._batches.read(filler, collate), last=True)
+            return
+        reached = 0
+        for shards, indices in self._cuts(share):
+            reached += len(indices)
+            yield Part(shards, len(indices), self._batches.read(indices, collate), last=reached == share.samples)
+
+    def announce(self) -> list[float]:
+        """Return nothing: the plan says everything."""
+        return []
+
+    def committed(self, heard: list[float]) -> None:
+        """Note, with the committed step, of which order it was."""
+        del heard
+        if self._compared is not None and isinstance(self.plan, OrderedPlan):
+            data_epoch = self._compared[1]
+            note = {"data_epoch": data_epoch, "order_crc": self.plan.order_crc(data_epoch)}
+            self._runtime.progress.data[self._loop] = note
+
+    def close(self) -> None:
+        """Do nothing: nothing reads ahead."""
+
+    def _cuts(self, share: Share) -> Iterator[tuple[tuple[int, int], Indices]]:
+        """Yield the runs of shards and the indices of each micro-batch, none of them empty."""
+        runs = [share]
+        if self._per_shard:
+            runs = [self.plan.share_of_shards(share.step, (shard, shard + 1)) for shard in range(*share.shards)]
+        indices = self._batches.indices(self.plan, share)
+        for run in runs:
+            size = self._batches.micro_batch_size or max(1, run.samples)
+            for start in range(run.start, run.stop, size):
+                stop = min(start + size, run.stop)
+                yield run.shards, indices[start - share.start : stop - share.start]
+
+
+def _different_orders(plan: OrderedPlan, data_epoch: int, crcs: dict[str, int]) -> str:
+    name = plan.order.name if plan.order is not None else ""
+    told = ", ".join(f"{crc:08x} on {who}" for who, crc in crcs.items())
+    return (
+        f"the order {name} is not the same everywhere for data epoch {data_epoch} (checksums: {told}). Make it a pure "
+        "function of (data_epoch, seed): no global generator, no set or dict whose order may vary, the same data"
+    )
