@@ -60,6 +60,9 @@ class SimulatedGroup:
         """Take one's place."""
         self._present[worker_id] = member
         self._at[worker_id] = 0
+        for lost in self.members:
+            if lost in self._gone and self._kernel.random.random() < _NOTICED:
+                member.process.post(self._kernel.random.random() * 0.05, self._notice, worker_id, lost)
 
     def has(self, worker_id: WorkerId) -> bool:
         """Say whether a member is connected."""
@@ -67,6 +70,10 @@ class SimulatedGroup:
 
     def call(self, worker_id: WorkerId, kind: str, payload: Any, then: Callable[[list[Any]], None]) -> None:
         """Take part in the next collective; `then` gets every member's payload, by rank."""
+        if worker_id in self._gone:  # its own connections were cut
+            self._noticed.setdefault(worker_id, "the connections of this group are closed")
+            self._wait(worker_id, then, kind)
+            return
         number = self._at[worker_id]
         self._at[worker_id] = number + 1
         if number == len(self._kinds):
@@ -94,10 +101,10 @@ class SimulatedGroup:
 
     def leave(self, worker_id: WorkerId) -> None:
         """Close this member's connections: its process ended, or it aborted or left the group."""
+        self._waits.pop(worker_id, None)
         if worker_id in self._gone:
             return
         self._gone.add(worker_id)
-        self._waits.pop(worker_id, None)
         for other, member in self._present.items():
             if other not in self._gone and self._kernel.random.random() < _NOTICED:
                 member.process.post(self._kernel.random.random() * 0.05, self._notice, other, worker_id)

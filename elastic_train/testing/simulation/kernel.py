@@ -62,11 +62,17 @@ class Process:
         self.alive = True
         self.stopped = False
         self.skew_s = 0.0
+        self.lagged = False
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     def clock(self) -> float:
         """Return this process's monotonic time."""
         return self.kernel.now_s + self.skew_s
+
+    def jump(self, by_s: float) -> None:
+        """Let its clock leap (a machine slept), or lag behind (a virtual machine was suspended)."""
+        self.skew_s += by_s
+        self.lagged = self.lagged or by_s < 0.0  # its leases may be over before it can tell: only fences hold now
 
     def post(self, delay_s: float, action: Callable[..., None], *arguments: Any) -> None:
         """Let this process do something later, if it lives then."""

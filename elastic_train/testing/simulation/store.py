@@ -75,6 +75,7 @@ class SimulatedStore(MemoryStore):
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel.clock)
+        self.changed.acquire()  # one thread, for ever
         self.kernel = kernel
         self.subscriptions: list[Subscription] = []
         self.on_write: Callable[[Sequence[Put | Delete]], None] = lambda _: None
@@ -103,8 +104,8 @@ class SimulatedStore(MemoryStore):
             owner.post(self.latency_s() + 0.5, answer, "lost")
             return
         self.kernel.after(self.latency_s(), self._carry_out, owner, operations, answer, fate)
-        if fate == "duplicate":
-            self.kernel.after(self.latency_s() * 3, self._carry_out, owner, operations, lambda _: None, "")
+        if fate == "duplicate":  # late: the client takes care that what must keep its order is not sent twice
+            self.kernel.after(self.latency_s() * 20, self._carry_out, owner, operations, lambda _: None, "")
 
     def _carry_out(
         self, owner: Process, operations: Sequence[Put | Delete], answer: Callable[[str], None], fate: str
