@@ -20,7 +20,7 @@ import elastic_train as et
 
 CONTEXT = 64  # characters that the model sees
 VOCABULARY = 128  # ASCII
-STEPS = 700
+STEPS = 500
 
 
 class Source:

@@ -85,6 +85,7 @@ def _draw_world(axes: Any, result: Result) -> None:
 
 def _mark_changes(upper: Any, lower: Any, result: Result) -> None:
     shown: set[Cause] = set()
+    row, labelled_at = 0, float("-inf")
     for change in result.membership_history:
         colour = _COLOURS[change.cause]
         for axes in (upper, lower):
@@ -93,11 +94,13 @@ def _mark_changes(upper: Any, lower: Any, result: Result) -> None:
             shown.add(change.cause)
             upper.plot([], [], color=colour, linestyle="--", label=_LABELS.get(change.cause, change.cause.value))
         if change.change_s is not None:
+            row = (row + 1) % 3 if change.begun_at_s - labelled_at < 0.05 * result.wall_s else 0
+            labelled_at = change.begun_at_s
             upper.annotate(
                 f"{change.change_s:.2f} s",
                 (change.begun_at_s, 1.0),
                 xycoords=("data", "axes fraction"),
-                xytext=(3, -11),
+                xytext=(3, -11 - 11 * row),
                 textcoords="offset points",
                 color=colour,
                 fontsize=8,

@@ -19,6 +19,7 @@ from elastic_train.trainer.observations import (
     WorldProposed,
     WorldSealed,
 )
+from elastic_train.trainer.wording import brief
 
 _RATE_WINDOW_S = 10.0
 _KEPT_EVENTS = 200
@@ -160,7 +161,7 @@ class ProgressModel:
 
     def _tell_proposal(self, seen: WorldProposed) -> Iterable[Happening]:
         tone = Tone.WARNING if seen.cause in (Cause.LOSS, Cause.FORMATION, Cause.BROKEN) else Tone.NEUTRAL
-        yield Happening(seen.at, seen.reason or f"membership epoch {seen.membership_epoch} begins", tone)
+        yield Happening(seen.at, brief(seen.reason) or f"membership epoch {seen.membership_epoch} begins", tone)
 
     def _take_sealed(self, seen: WorldSealed) -> Iterable[Happening]:
         proposed = self._proposed
@@ -210,7 +211,7 @@ class ProgressModel:
 
 
 def _because(reason: str) -> str:
-    return f" ({reason})" if reason else ""
+    return f" ({brief(reason)})" if reason else ""
 
 
 def _workers(number: int) -> str:

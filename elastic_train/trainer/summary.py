@@ -13,6 +13,7 @@ from rich.text import Text
 from elastic_train.core.goodput import Bucket, Goodput
 from elastic_train.core.records import Cause
 from elastic_train.trainer.live_view import metrics_text
+from elastic_train.trainer.wording import brief
 
 if TYPE_CHECKING:
     from elastic_train.trainer.result import Result
@@ -67,9 +68,9 @@ def _headline(result: Result) -> Text:
 
 def _changes(result: Result) -> Table:
     table = Table(box=None, header_style="bold dim", padding=(0, 2, 0, 0))
-    for heading in ("MEMBERSHIP EPOCH", "AT", "WORKERS", "GOES ON AFTER"):
+    for heading in ("MEMBERSHIP\nEPOCH", "\nAT", "\nWORKERS", "GOES ON\nAFTER"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("WHY", overflow="fold")
+    table.add_column("\nWHY", overflow="fold")
     for change in result.membership_history:
         style = _CAUSE_STYLES[change.cause]
         table.add_row(
@@ -78,7 +79,7 @@ def _changes(result: Result) -> Table:
             str(change.world_size),
             "" if change.change_s is None else f"{change.change_s:.2f} s",
             Text.assemble(
-                (change.cause.value, f"bold {style}"), (f"  {change.reason}" if change.reason else "", "dim")
+                (change.cause.value, f"bold {style}"), (f"  {brief(change.reason)}" if change.reason else "", "dim")
             ),
         )
     return table

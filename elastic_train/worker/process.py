@@ -31,7 +31,7 @@ def run_train_function(runtime: Runtime, train: Callable[[], Any], *, save_at_en
         _finish(runtime, save_at_end=save_at_end)
         runtime.serve_until_ended()
     except WorkerLeaving as leaving:
-        _log.info("leaving: %s", leaving)
+        _log.debug("leaving: %s", leaving)
         runtime.journal.record("worker_left", membership_epoch=runtime.membership_epoch, reason=str(leaving))
         return 0
     except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything, and all of it must be told
