@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from elastic_train.adapters.framework.torch.breaker import Breaker
 from elastic_train.adapters.framework.torch.connecting import Fetch
@@ -84,6 +85,9 @@ class DefaultProcessGroup:
 
     def _initialise(self) -> None:
         formation = self._formation
+        # Groups are named by a counter, which an initialisation that failed leaves behind: members that failed
+        # differently would look for each other under different names.
+        distributed_c10d._world.group_count = 0  # noqa: SLF001  only destroying a group resets it, and there is none
         try:
             dist.init_process_group(
                 "gloo",
