@@ -105,16 +105,15 @@ def plan_runs(
         index: What an earlier checkpoint has.
         chunk_nbytes: The chunk size.
     """
-    if not len(index):  # nothing to find: a piece is a run
-        return tuple(
-            Run(number, piece.start, piece.stop, joined, None)
-            for number, (piece, joined) in enumerate(zip(pieces, digests, strict=True))
-        )
-    return tuple(
-        run
-        for number, (piece, joined) in enumerate(zip(pieces, digests, strict=True))
-        for run in _runs_of(number, piece, joined, index, chunk_nbytes)
-    )
+    runs: list[Run] = []
+    for number, (piece, joined) in enumerate(zip(pieces, digests, strict=True)):
+        if not len(index):  # nothing to find: a piece is a run
+            runs.append(Run(number, piece.start, piece.stop, joined, None))
+        elif piece.nbytes <= chunk_nbytes:
+            runs.append(Run(number, piece.start, piece.stop, joined, index.find((joined, piece.nbytes))))
+        else:
+            runs.extend(_runs_of(number, piece, joined, index, chunk_nbytes))
+    return tuple(runs)
 
 
 def _runs_of(number: int, piece: Piece, joined: bytes, index: ChunkIndex, chunk_nbytes: int) -> Iterator[Run]:

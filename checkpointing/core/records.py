@@ -170,6 +170,8 @@ class ShardRecord:
     def renumbered(self, numbers: Mapping[str, int]) -> dict[int, tuple[StoredBox, ...]]:
         """Return the parts with each file's number replaced by what `numbers` gives for its key."""
         table = [numbers[file.key] for file in self.files]
+        if table == list(range(len(table))):
+            return dict(self.parts)
         return {
             number: tuple(
                 replace(stored, extents=tuple(replace(x, file=table[x.file]) for x in stored.extents))
