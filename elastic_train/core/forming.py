@@ -8,7 +8,7 @@ from elastic_train.core.draft import Draft
 from elastic_train.core.effects import MembershipChange, NoteMembershipEpoch, ProposeWorld, SealWorld
 from elastic_train.core.events import WorkerAcknowledged, WorldPublished
 from elastic_train.core.losing import ask, bury
-from elastic_train.core.records import Cause, Stage, WorkerId, WorldRecord
+from elastic_train.core.records import Cause, Stage, Standing, WorkerId, WorldRecord
 from elastic_train.core.world import Change, Life, Phase, Proposal, Sealing, Worker, World
 
 
@@ -60,6 +60,7 @@ def propose(d: Draft, members: tuple[WorkerId, ...], cause: Cause, *, planned: b
         planned=planned,
         cause=change.cause,
         reason=change.reason,
+        standing=Standing(state.world.membership_epoch, before, state.fence) if planned and state.world else None,
     )
     d.do(ProposeWorld(record))
     size = len(members) or "nobody"
@@ -140,7 +141,7 @@ def _seal(d: Draft) -> None:
     proposal, old = state.proposal, state.world
     assert proposal is not None
     assert state.change is not None
-    record = replace(proposal.record, stage=Stage.SEALED)
+    record = replace(proposal.record, stage=Stage.SEALED, standing=None)
     d.do(SealWorld(record, 0 if old is None else old.membership_epoch))
     d.say(f"membership epoch {record.membership_epoch} of {len(record.members)} is sealed")
     for member in record.members:

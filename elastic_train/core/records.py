@@ -105,8 +105,28 @@ class _Record:
             ValueError: The bytes are not such a record.
         """
         raw = json.loads(data)
+        if not isinstance(raw, dict):
+            raise ValueError(f"no {cls.__name__}: {data[:100]!r}")  # noqa: TRY004 - callers look for one error
         fields = cast("Any", cls).__dataclass_fields__
-        return cls(**{name: value for name, value in raw.items() if name in fields})
+        try:
+            return cls(**{name: value for name, value in raw.items() if name in fields})
+        except TypeError as error:
+            raise ValueError(f"no {cls.__name__}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Standing(_Record):
+    """The sealed world that a planned proposal is to follow, and its fence.
+
+    The proposal takes its place under the one watched key, perhaps before a member whose watch was cut has seen it.
+    """
+
+    membership_epoch: int
+    members: tuple[WorkerId, ...]
+    fence: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", tuple(self.members))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +144,16 @@ class WorldRecord(_Record):
     cause: Cause = Cause.START
     reason: str = ""
     outcome: str = ""  # ended: "succeeded" | "failed" | "stopped"
+    standing: Standing | None = None  # proposed and planned: the world that goes on until its next step boundary
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stage", Stage(self.stage))
         object.__setattr__(self, "cause", Cause(self.cause))
         object.__setattr__(self, "members", tuple(self.members))
         object.__setattr__(self, "joining", tuple(self.joining))
+        standing: Any = self.standing  # a dict where it comes from JSON
+        if isinstance(standing, dict):
+            object.__setattr__(self, "standing", Standing(**standing))
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,6 +219,8 @@ def plan(d: Draft) -> None:
     """Begin a planned change if one is due (RUNNING)."""
     state = d.state
     d.wait_until(None)
+    if state.sealing is not None:  # its fence, which a proposal must name, is not known yet
+        return
     if state.stop_s is not None:
         d.state = replace(state, change=Change(state.stop_s, Cause.STOP, (state.stop_reason,)))
         propose(d, (), Cause.STOP, planned=True)

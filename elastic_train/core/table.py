@@ -59,7 +59,7 @@ def _pass(d: Draft, event: Tick) -> None:
 _BY_TIME: Going = {
     GATHERING: (FORMING, FAILED, STOPPED),
     FORMING: (GATHERING, PAUSED, SUCCEEDED, STOPPED, FAILED),
-    RUNNING: (SWITCHING, BROKEN, FORMING, STOPPING, SUCCEEDED),
+    RUNNING: (SWITCHING, BROKEN, FORMING, STOPPING, SUCCEEDED, STOPPED),
     SWITCHING: (BROKEN, FORMING, PAUSED, SUCCEEDED, STOPPED),
     BROKEN: (FORMING, GATHERING, PAUSED, SUCCEEDED, STOPPED, FAILED),
     PAUSED: (FORMING, FAILED),
@@ -74,7 +74,7 @@ _BY_LOSS: Going = {
     PAUSED: (FORMING, SUCCEEDED),
     STOPPING: (BROKEN, STOPPED, SUCCEEDED),
 }
-_BY_END: Going = dict.fromkeys(_BY_TIME, (SUCCEEDED, FAILED))
+_BY_END: Going = {**dict.fromkeys(_BY_TIME, (SUCCEEDED, FAILED)), GATHERING: (FAILED,)}
 
 _EVENTS: Mapping[type[Event], tuple[Callable[[Draft, Any], None], Going]] = {
     Tick: (_pass, _BY_TIME),
@@ -83,8 +83,8 @@ _EVENTS: Mapping[type[Event], tuple[Callable[[Draft, Any], None], Going]] = {
     WorkerAcknowledged: (
         acknowledge,
         {
-            FORMING: (RUNNING, SWITCHING, STOPPING),
-            SWITCHING: (RUNNING, PAUSED, FORMING, STOPPING, STOPPED, SUCCEEDED),
+            FORMING: (RUNNING,),
+            SWITCHING: (RUNNING, PAUSED, FORMING, STOPPED, SUCCEEDED),
         },
     ),
     WorkerAnsweredProbe: (
@@ -97,7 +97,7 @@ _EVENTS: Mapping[type[Event], tuple[Callable[[Draft, Any], None], Going]] = {
     WorkerLost: (lose, _BY_LOSS),
     LaunchFailed: (miss_launch, _BY_LOSS),
     WorldSuspected: (suspect, dict.fromkeys((RUNNING, SWITCHING, STOPPING), (BROKEN,))),
-    WorldPublished: (publish, {}),
+    WorldPublished: (publish, {RUNNING: (SWITCHING, STOPPING)}),  # what waited for the fence
     ResizeRequested: (resize, {GATHERING: (FORMING,), PAUSED: (FORMING,), RUNNING: (SWITCHING,)}),
     DrainRequested: (drain, {GATHERING: (FORMING,), PAUSED: (FORMING,), RUNNING: (SWITCHING,)}),
     StopRequested: (stop, {GATHERING: (STOPPED,), PAUSED: (STOPPED,), RUNNING: (STOPPING,)}),

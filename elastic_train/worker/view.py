@@ -64,6 +64,9 @@ class WorldView:
         """
         if self._newest is not None and _order(world) <= _order(self._newest):
             return False
+        if world.standing is not None:  # a snapshot may show the proposal only
+            standing = world.standing
+            self.learn(WorldRecord(standing.membership_epoch, Stage.SEALED, standing.members), standing.fence)
         self._newest = world
         member = self._worker_id in world.members
         proposed = world.stage is Stage.PROPOSED
@@ -76,7 +79,7 @@ class WorldView:
                 self.dismiss(world.reason or "the job ended")
             elif not member and took_part:
                 self.dismiss(f"left out of membership epoch {world.membership_epoch}: {world.reason}")
-        return member and proposed and (not world.planned or not took_part)
+        return proposed and (member if not world.planned else self._worker_id in world.joining)
 
     def dismiss(self, reason: str) -> None:
         """Note that this worker must leave; the first reason stands."""

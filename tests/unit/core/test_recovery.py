@@ -3,14 +3,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from elastic_train.core.bounds import Bounds
-from elastic_train.core.effects import Ending, LaunchWorkers, ProposeWorld, SealWorld
-from elastic_train.core.events import Event, Tick, WorkerAcknowledged, WorkerFailed
+from elastic_train.core.effects import Ending, LaunchWorkers, NoteMembershipEpoch, ProposeWorld
+from elastic_train.core.events import Event, Tick, WorkerAcknowledged, WorkerFailed, WorldPublished
 from elastic_train.core.membership import Transition, step
 from elastic_train.core.records import (
     Cause,
     ControllerRecord,
     Failure,
     Stage,
+    Standing,
     WorkerId,
     WorkerRecord,
     WorkerStatus,
@@ -60,7 +61,13 @@ def test_a_sealed_world_with_a_missing_member_is_formed_anew_in_the_same_order()
 
 
 def test_an_open_proposal_is_made_again_among_those_who_were_in_the_world_before() -> None:
-    open_proposal = WorldRecord(8, Stage.PROPOSED, (A, C), joining=(C,), planned=True, cause=Cause.DRAIN)
+    planned = WorldRecord(8, Stage.PROPOSED, (A, C), (C,), planned=True, standing=Standing(7, (A, B), 40))
+    unplanned = WorldRecord(8, Stage.PROPOSED, (A, C), (C,))
+    _is_made_again(planned)
+    _is_made_again(unplanned)
+
+
+def _is_made_again(open_proposal: WorldRecord) -> None:
     state = resume(_left(open_proposal, _record(A), _record(B), _record(C, acknowledged=0)), BOUNDS, 5.0)
     assert {worker.worker_id for worker in state.workers.values() if worker.life is Life.MEMBER} == {A, B}
     transition = step(state, Tick(at_s=5.0), BOUNDS)
@@ -89,9 +96,10 @@ def test_a_stop_under_way_is_ended() -> None:
     formed = step(state, Tick(at_s=5.0), BOUNDS)
     assert formed.state.phase is Phase.FORMING
     acknowledged = WorkerAcknowledged(at_s=5.1, worker_id=A, membership_epoch=9)
-    transition = step(formed.state, acknowledged, BOUNDS)
+    sealed = step(formed.state, acknowledged, BOUNDS)
+    transition = step(sealed.state, WorldPublished(at_s=5.2, membership_epoch=9, fence=70), BOUNDS)
     assert transition.state.phase is Phase.STOPPING
-    assert [type(effect) for effect in transition.effects] == [SealWorld, ProposeWorld]
+    assert [type(effect) for effect in transition.effects] == [ProposeWorld, NoteMembershipEpoch]
 
 
 def test_an_ended_job_stays_ended_and_says_how() -> None:

@@ -156,6 +156,7 @@ class Job:
         self.record = JobRecord("job", 1, 4, logical_shards, seed, "memory://", 0.0)
         self.coordination = MemoryCoordination(self.store)
         self.membership_epoch = 0
+        self.sealed: tuple[WorkerId, ...] = ()  # members of the newest sealed world
         self.workers: list[Worker] = []
 
     def start(self, train: Callable[[Worker], None], count: int = 1) -> list[Worker]:
@@ -210,8 +211,11 @@ class Job:
 
     def _write(self, stage: Stage, members: list[Worker], *, planned: bool) -> None:
         ids = tuple(member.worker_id for member in members)
+        joining = tuple(worker_id for worker_id in ids if worker_id not in self.sealed)
+        if stage is Stage.SEALED:
+            self.sealed = ids
         world = WorldRecord(
-            self.membership_epoch, stage, ids, planned=planned, cause=Cause.START, reason="as the test says"
+            self.membership_epoch, stage, ids, joining, planned=planned, cause=Cause.START, reason="as the test says"
         )
         self.coordination.commit([Put(self.keys.world, world.to_bytes())])
 
