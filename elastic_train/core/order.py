@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +61,9 @@ class WeightedOrder:
         if self.replacement:
             sums = np.cumsum(weights)
             wanted = uniforms(self.num_samples, mix(seed, data_epoch)) * sums[-1]
-            last = np.flatnonzero(weights)[-1]
-            drawn: Indices = np.searchsorted(sums, wanted, side="right").clip(max=last).astype(np.int64)
-            return drawn
+            drawn = cast("Indices", np.searchsorted(sums, wanted, side="right"))
+            drawn[drawn >= len(weights)] = np.flatnonzero(weights)[-1]  # a product rounded up to the whole sum
+            return drawn.astype(np.int64)
         candidates: Indices = np.flatnonzero(weights).astype(np.int64)
         keys = -np.log1p(-uniforms(len(weights), mix(seed, data_epoch))[candidates]) / weights[candidates]
         return candidates[np.argsort(keys, kind="stable")[: self.num_samples]]
@@ -202,8 +202,9 @@ class OrderedPlan(BatchPlan):
         return self._drawn(data_epoch)[start:stop]
 
     def order_crc(self, data_epoch: int) -> int:
-        """Return the checksum of a data epoch's whole order: the same on every worker, if it is pure."""
-        return indices_crc(self._drawn(data_epoch))
+        """Return the checksum of what is used of a data epoch's order: the same on every worker, if it is pure."""
+        used = min(self.dataset_size, self.steps_per_data_epoch * self.global_batch_size)
+        return indices_crc(self._drawn(data_epoch)[:used])
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as plain values, with the order's name in its place."""

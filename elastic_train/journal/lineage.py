@@ -18,7 +18,10 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
-from elastic_train.core.data import BatchPlan, indices_crc
+from elastic_train.core.data import indices_crc
+from elastic_train.core.order import OrderedPlan
+from elastic_train.core.streams import StreamPlan
+from elastic_train.journal.data_proofs import Plan, check_order, check_streams
 from elastic_train.journal.reader import Record
 
 _NOTHING: Mapping[str, int] = MappingProxyType({})
@@ -73,7 +76,7 @@ def lineage(records: Iterable[Record]) -> list[Committed]:
 
 def check_lineage(
     records: Iterable[Record],
-    plans: Mapping[str, BatchPlan],
+    plans: Mapping[str, Plan],
     *,
     resumed_at: int = 0,
     first_steps: Mapping[str, int] = _NOTHING,
@@ -97,6 +100,7 @@ def check_lineage(
     anywhere = resumed_at > 0
     findings += _check_sequence(kept, plans, first_steps, anywhere=anywhere, complete=complete)
     reads = _reads(records)
+    findings += _check_data(kept, plans, reads, records, complete=complete)
     for committed in kept:
         findings += _check_agreement(committed)
         findings += _check_committers(committed, worlds)
@@ -192,7 +196,7 @@ def _check_versions(kept: list[Committed], resumed_at: int) -> Iterator[Finding]
 
 def _check_sequence(
     kept: list[Committed],
-    plans: Mapping[str, BatchPlan],
+    plans: Mapping[str, Plan],
     first_steps: Mapping[str, int],
     *,
     anywhere: bool,
@@ -213,9 +217,35 @@ def _check_sequence(
             yield Finding(rule, f"step {step} of {loop!r} stands where {expected[loop]} should", committed.records)
         expected[loop] = step + 1
     for loop, plan in plans.items():
+        if isinstance(plan, StreamPlan):
+            continue  # only the streams' ends tell how many steps there are
         reached = expected.get(loop, first_steps.get(loop, 0))
         if reached > plan.total_steps or (complete and reached < plan.total_steps):
             yield Finding(rule, f"{loop!r} ended before step {reached} of {plan.total_steps}")
+
+
+def _check_data(
+    kept: list[Committed],
+    plans: Mapping[str, Plan],
+    reads: Mapping[tuple[int, str, int], dict[str, Record]],
+    records: list[Record],
+    *,
+    complete: bool,
+) -> Iterator[Finding]:
+    """Check data epochs as a whole, where no plan says which samples a step has."""
+    for loop, plan in plans.items():
+        steps = {
+            committed.transaction[1]: list(reads[committed.membership_epoch, loop, committed.transaction[1]].values())
+            for committed in kept
+            if committed.transaction[0] == loop and committed.transaction[1] is not None
+        }
+        violations: Iterable[tuple[str, tuple[Record, ...]]] = ()
+        if isinstance(plan, StreamPlan):
+            violations = check_streams(plan, loop, steps, records, complete=complete)
+        elif isinstance(plan, OrderedPlan):
+            violations = check_order(plan, loop, steps, records)
+        for message, shown in violations:
+            yield Finding("each sample exactly once", f"{loop!r}: {message}", shown)
 
 
 def _check_agreement(committed: Committed) -> Iterator[Finding]:
@@ -242,7 +272,7 @@ class _StepCheck:
     committed: Committed
     reads: Mapping[str, Record]
     worlds: _Worlds
-    plan: BatchPlan
+    plan: Plan
 
     def findings(self) -> Iterator[Finding]:
         yield from self._check_everybody_read()
@@ -282,19 +312,26 @@ class _StepCheck:
         first, stop = read["shards"]
         if not 0 <= first <= stop <= self.plan.logical_shards:
             return  # told of already
-        share = self.plan.share_of_shards(read["step"], (first, stop))
-        crc = indices_crc(self.plan.indices(share.data_epoch, share.start, share.stop))
-        for name, planned in (
-            ("data_epoch", share.data_epoch),
-            ("samples", share.samples),
-            ("indices_crc", crc),
-            ("version", self.committed.version - 1),
-        ):
+        for name, planned in {"version": self.committed.version - 1, **self._planned(read)}.items():
             if read[name] != planned:
                 yield self._finding(f"{name} is {read[name]}, the plan says {planned}", read)
 
+    def _planned(self, read: Record) -> dict[str, int]:
+        """Return what the plan alone says of a read."""
+        if isinstance(self.plan, StreamPlan):
+            return {"samples": sum(count for _, _, count, _ in read["runs"])}
+        first, stop = read["shards"]
+        share = self.plan.share_of_shards(read["step"], (first, stop))
+        planned = {"data_epoch": share.data_epoch, "samples": share.samples}
+        if not (isinstance(self.plan, OrderedPlan) and self.plan.order is None):
+            planned["indices_crc"] = indices_crc(self.plan.indices(share.data_epoch, share.start, share.stop))
+        return planned
+
     def _check_samples(self) -> Iterator[Finding]:
-        planned = self.plan.share_of_shards(self.committed.transaction[1], (0, 0)).global_samples
+        if isinstance(self.plan, StreamPlan):
+            planned = sum(read["samples"] for read in self.reads.values())
+        else:
+            planned = self.plan.share_of_shards(self.committed.transaction[1], (0, 0)).global_samples
         for record in self.committed.records:
             read = self.reads.get(record.source)
             if record["global_samples"] != planned:

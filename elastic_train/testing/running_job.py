@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from elastic_train.core.data import BatchPlan
 from elastic_train.journal import JournalTail, Record, read_journal
+from elastic_train.journal.data_proofs import plan_of
 from elastic_train.journal.lineage import Finding, check_lineage
 
 PATIENCE_S = 60.0
@@ -48,6 +48,7 @@ class RunningJob:
         self.trainer = trainer
         self.records: list[Record] = []
         self._tail: JournalTail | None = None
+        self._earlier_runs = set(self._runs())
         self._outcome: list[Any] = []
         self._thread = threading.Thread(target=self._fit, name="fit")
 
@@ -154,19 +155,24 @@ class RunningJob:
 
     def findings(self, **options: Any) -> list[Finding]:
         """Return every violation of exactly-once that the finished job's journal shows."""
-        records = read_journal(self.trainer.path / "journal")
-        plans = {r["loop"]: BatchPlan(**r["plan"]) for r in records if r.kind == "loop_started"}
+        (journal,) = set(self._runs()) - self._earlier_runs
+        records = read_journal(journal)
+        plans = {r["loop"]: plan_of(r["plan"]) for r in records if r.kind == "loop_started"}
         return check_lineage(records, plans, **options)
 
     def _poll(self) -> int:
         if self._tail is None:
-            directory = self.trainer.path / "journal"
-            if not directory.exists():
+            new_runs = set(self._runs()) - self._earlier_runs
+            if not new_runs:
                 return 0
-            self._tail = JournalTail(directory)
+            self._tail = JournalTail(new_runs.pop())
         new = self._tail.poll()
         self.records += new
         return len(new)
+
+    def _runs(self) -> list[Path]:
+        """Return the journal directories of all runs of the job, this one's too once it has begun."""
+        return sorted((self.trainer.path / "journal").glob("run-*"))
 
     def _fit(self) -> None:
         try:
