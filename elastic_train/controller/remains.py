@@ -38,5 +38,5 @@ def _workers(keys: Keys, items: Iterable[KeyValue]) -> Iterable[WorkerRecord]:
     for item in sorted(mine, key=lambda item: item.create_revision):
         try:
             yield WorkerRecord.from_bytes(item.value)
-        except (ValueError, TypeError):
+        except ValueError:
             _log.warning("%s holds no worker's record: %r", item.key, item.value[:200])

@@ -78,7 +78,7 @@ class Translator:
         elif key.startswith(self._keys.suspects):
             try:
                 yield WorldSuspected(at_s=self._clock(), suspicion=Suspicion.from_bytes(value))
-            except (ValueError, TypeError):
+            except ValueError:
                 _log.warning("%s holds no suspicion: %r", key, value[:200])
         elif key.startswith(self._keys.control):
             yield self._request(key.removeprefix(self._keys.control), value)
@@ -89,10 +89,14 @@ class Translator:
 
     def _parse(self, key: str, value: bytes) -> WorkerRecord | None:
         try:
-            return WorkerRecord.from_bytes(value)
-        except (ValueError, TypeError):
+            record = WorkerRecord.from_bytes(value)
+        except ValueError:
             _log.warning("%s holds no worker's record: %r", key, value[:200])
             return None
+        if key != self._keys.workers + str(record.worker_id):
+            _log.warning("%s holds the record of %r", key, record.worker_id)
+            return None
+        return record
 
     def _worker(self, record: WorkerRecord) -> Iterator[Event]:
         now_s, worker_id = self._clock(), record.worker_id
@@ -127,7 +131,7 @@ class Translator:
         now_s = self._clock()
         try:
             request = ControlRequest.from_bytes(value)
-        except (ValueError, TypeError):
+        except ValueError:
             return RequestNotUnderstood(at_s=now_s, request_id=request_id, problem="the request is no ControlRequest")
         if request.action == "resize" and request.workers is not None:
             return ResizeRequested(at_s=now_s, workers=request.workers, request_id=request_id)

@@ -50,7 +50,8 @@ def resume(remains: Remains, bounds: Bounds, at_s: float) -> JobState:
     """Return the state of a job from what the controller before left.
 
     A sealed world is taken as running; what befell it meanwhile shows by its members' records, or will. An open
-    proposal is given up and made again: who had left the world before for it cannot be told.
+    proposal is given up and made again: who had left the world before for it cannot be told. Nor, of an unplanned one,
+    can be told who was in the world before: those who acknowledged anything, and do not join, were.
     """
     world, memo = remains.world, remains.memo
     members = _members(remains)
@@ -68,11 +69,14 @@ def resume(remains: Remains, bounds: Bounds, at_s: float) -> JobState:
         state = replace(state, stop_s=at_s, stop_reason=memo.stop_reason)
     if world is None:
         return state
-    state = replace(state, membership_epoch=world.membership_epoch, fence=remains.fence)
+    fence = remains.fence if world.standing is None else world.standing.fence
+    state = replace(state, membership_epoch=world.membership_epoch, fence=fence)
     if world.stage is Stage.ENDED:
         return replace(state, phase=_PHASE.get(world.outcome, Phase.STOPPED))
     if members or world.stage is Stage.SEALED:
-        state = replace(state, world=World(replace(world, members=members), at_s), short_s=None)
+        epoch = world.membership_epoch if world.standing is None else world.standing.membership_epoch
+        sealed = replace(world, membership_epoch=epoch, stage=Stage.SEALED, members=members, standing=None)
+        state = replace(state, world=World(sealed, at_s), short_s=None)
     return _resume_phase(state, world, at_s)
 
 
@@ -116,6 +120,8 @@ def _members(remains: Remains) -> tuple[WorkerId, ...]:
         return ()
     if world.stage is Stage.SEALED:
         return world.members
+    if world.standing is not None:
+        return world.standing.members
     staying = [member for member in world.members if member not in world.joining]
     leaving = [
         record.worker_id
