@@ -59,6 +59,7 @@ class Agent:
         self._view = WorldView(record.worker_id)
         self._blocked_in: Abortable | None = None
         self._version = 0
+        self._unsaid: Put | None = None  # a suspicion that nobody has heard yet
         self._closing = threading.Event()
         self.progress = ProgressDeadline()
         coordination.commit(
@@ -161,9 +162,8 @@ class Agent:
         membership_epoch = self._view.membership_epoch
         suspicion = Suspicion(self._record.worker_id, membership_epoch, broken, waited_s, self._version, detail)
         key = self._keys.suspicion(membership_epoch, self._record.worker_id)
-        self._try_commit(
-            Put(key, suspicion.to_bytes(), self._lease.lease_id)
-        )  # unwritten: made again at the next deadline
+        put = Put(key, suspicion.to_bytes(), self._lease.lease_id)
+        self._unsaid = None if self._try_commit(put) else put
 
     def finish(self, status: WorkerStatus, failure: Failure | None = None) -> None:
         """Publish how the train function ended."""
@@ -232,6 +232,13 @@ class Agent:
             overdue_s = self.progress.overdue_s(now)
             if overdue_s is not None and not self.interrupted:
                 self.suspect("no progress", broken=False, waited_s=overdue_s)
+            elif self._unsaid is not None:
+                self._say_again(self._unsaid)
+
+    def _say_again(self, unsaid: Put) -> None:
+        """Repeat a suspicion that was not written: if it was everybody's, nothing else would ever end the wait."""
+        if self.interrupted or self._try_commit(unsaid):
+            self._unsaid = None
 
     def _renew(self) -> bool:
         try:
@@ -257,7 +264,7 @@ class Agent:
 
     # ------------------------------------------------------------------ writing
 
-    def _publish(self, **changes: object) -> None:
+    def _publish(self, *, acknowledged: int = 0, **changes: object) -> None:
         with self._publishing:
             activity, since = self.progress.activity
             self._record = replace(
@@ -265,6 +272,7 @@ class Agent:
                 version=self._version,
                 activity=activity,
                 activity_s=time.monotonic() - since,
+                acknowledged=max(acknowledged, self._record.acknowledged),  # the other thread may have answered a newer
                 **changes,  # type: ignore[arg-type]  # names of WorkerRecord's fields, checked by its constructor
             )
             put = Put(self._keys.worker(self._record.worker_id), self._record.to_bytes(), self._lease.lease_id)
