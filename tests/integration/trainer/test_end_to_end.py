@@ -32,7 +32,7 @@ def test_an_undisturbed_job_returns_what_it_did_and_leaves_only_what_lasts() -> 
     result = trainer.fit()
     assert result.steps == steps_of()
     assert [step.step for step in result.metrics_history] == list(range(steps_of()))
-    assert result.metrics["loss"] < result.metrics_history[0].metrics["loss"] / 10
+    assert result.metrics["loss"] < result.metrics_history[0].metrics["loss"] / 5
     assert [(change.cause, change.world_size) for change in result.membership_history] == [(Cause.START, 2)]
     assert result.goodput.samples == steps_of() * BATCH
     assert result.goodput.seconds[Bucket.TRAINING] > 0

@@ -33,7 +33,7 @@ def until(condition: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + _PATIENCE_S
     while not (answer := condition()):
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
+        time.sleep(0.1)
     return answer
 
 
@@ -87,8 +87,13 @@ def driver(capsys: pytest.CaptureFixture[str], elastic_train_home: Path) -> Iter
         until(lambda: running.has_world_of(2))
         yield running
     finally:
-        process.kill()
-        process.communicate()
+        process.send_signal(signal.SIGINT)  # cleanly: what it made is removed; ended already: no-op
+        try:
+            process.communicate(timeout=_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
 
 
 def test_the_command_line_looks_resizes_drains_and_stops(driver: Driver) -> None:
