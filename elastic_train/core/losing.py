@@ -25,6 +25,8 @@ def lose(d: Draft, event: WorkerLost) -> None:
         if event.why is Loss.LEASE:
             d.state = replace(d.state, gone=d.state.gone - {event.worker_id})
         d.say(f"{obituary}, and was known to be gone")
+    elif worker.life is Life.LEAVING and worker.ours and event.why is Loss.LEASE:
+        d.say(f"{obituary}; its process is about to exit")  # or is killed when it takes too long
     elif worker.life is Life.LEAVING:
         _remove(d, worker, event.why, obituary)
         d.say(f"{obituary}, as expected")

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from dataclasses import replace
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from elastic_train.core.records import (
     Failure,
@@ -143,6 +143,16 @@ class Agent:
         with self._changed:
             self._changed.wait_for(lambda: self.interrupted or self.planned is not None)
             self._leave_if_dismissed()
+
+    def await_dismissal(self) -> NoReturn:
+        """Block until the others have gone on without this worker, which has said that it leaves.
+
+        Raises:
+            WorkerLeaving: Always.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._view.dismissed)
+            raise WorkerLeaving(self._view.dismissed)
 
     def await_interruption(self, timeout_s: float) -> bool:
         """Wait for the news that this world is broken; return whether it came."""

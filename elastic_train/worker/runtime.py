@@ -241,7 +241,7 @@ class Runtime:
         self.agent.progress.now(Activity.IDLE)
         if self._worker.worker_id not in proposal.members:
             self.agent.finish(WorkerStatus.LEAVING)
-            self.agent.await_end()  # the others may still be reading our last bytes: stay until they have sealed
+            self.agent.await_dismissal()  # not sooner: the others may still be reading our last bytes
         self.agent.acknowledge(proposal.membership_epoch, self.progress.version)
         self._rejoin(transaction, keep_group=True)
 
