@@ -109,7 +109,7 @@ class _Record:
             raise ValueError(f"no {cls.__name__}: {data[:100]!r}")  # noqa: TRY004 - callers look for one error
         fields = cast("Any", cls).__dataclass_fields__
         try:
-            return cls(**{name: value for name, value in raw.items() if name in fields})
+            return cls(**{name: value for name, value in cast("dict[str, Any]", raw).items() if name in fields})
         except TypeError as error:
             raise ValueError(f"no {cls.__name__}: {error}") from error
 
@@ -153,7 +153,7 @@ class WorldRecord(_Record):
         object.__setattr__(self, "joining", tuple(self.joining))
         standing: Any = self.standing  # a dict where it comes from JSON
         if isinstance(standing, dict):
-            object.__setattr__(self, "standing", Standing(**standing))
+            object.__setattr__(self, "standing", Standing(**cast("dict[str, Any]", standing)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ class WorkerRecord(_Record):
         object.__setattr__(self, "activity", Activity(self.activity))
         failure: Any = self.failure  # a dict where it comes from JSON
         if isinstance(failure, dict):
-            object.__setattr__(self, "failure", Failure(**failure))
+            object.__setattr__(self, "failure", Failure(**cast("dict[str, Any]", failure)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,4 +259,4 @@ class JobRecord(_Record):
     seed: int
     storage: str
     created_at: float  # wall clock, seconds since 1970
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict[str, Any])

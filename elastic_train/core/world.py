@@ -109,7 +109,7 @@ class Probe:
     deadline_s: float
     missing: frozenset[WorkerId]
     suspicion: str  # what made us ask
-    answers: Mapping[WorkerId, tuple[Activity, float]] = field(default_factory=dict)
+    answers: Mapping[WorkerId, tuple[Activity, float]] = field(default_factory=dict[WorkerId, tuple[Activity, float]])
 
 
 _UNPLANNED = (Cause.LOSS, Cause.BROKEN)
@@ -160,8 +160,8 @@ class JobState:
     phase: Phase
     now_s: float
     wanted: int
-    workers: Mapping[WorkerId, Worker] = field(default_factory=dict)
-    census: Mapping[Life, int] = field(default_factory=dict)  # of `workers`
+    workers: Mapping[WorkerId, Worker] = field(default_factory=dict[WorkerId, Worker])
+    census: Mapping[Life, int] = field(default_factory=dict[Life, int])  # of `workers`
     gone: frozenset[WorkerId] = frozenset()  # lost, and their records may still stand or change
     draining: frozenset[WorkerId] = frozenset()
 
