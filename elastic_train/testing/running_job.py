@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from elastic_train.errors import UsageError
 from elastic_train.journal import JournalTail, Record, read_journal
 from elastic_train.journal.data_proofs import plan_of
 from elastic_train.journal.lineage import Finding, check_lineage
@@ -57,10 +58,15 @@ class RunningJob:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._thread.is_alive():
-            self.trainer.stop()
-            self._thread.join(PATIENCE_S)
-            assert not self._thread.is_alive(), "the job does not stop"
+        deadline = time.monotonic() + PATIENCE_S
+        while self._thread.is_alive():
+            try:
+                self.trainer.stop()
+            except UsageError:  # it has not come so far that it can be stopped, or has just ended
+                self._thread.join(_POLL_S)
+            else:
+                self._thread.join(PATIENCE_S)
+            assert time.monotonic() < deadline, "the job does not stop"
 
     def wait_for(self, what: str, condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
         """Wait until `condition` is true of the records; fail with the last of them otherwise.
@@ -133,7 +139,7 @@ class RunningJob:
         """Return the workers of a membership epoch (default: the newest that anybody formed) by rank."""
         formed = self.of("group_formed")
         if membership_epoch is None:
-            membership_epoch = max(record["membership_epoch"] for record in formed)
+            membership_epoch = max((record["membership_epoch"] for record in formed), default=0)
         members = {r["rank"]: r.source for r in formed if r["membership_epoch"] == membership_epoch}
         return [members[rank] for rank in sorted(members)]
 

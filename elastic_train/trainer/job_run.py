@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from elastic_train.adapters.coordination import connect
 from elastic_train.adapters.coordination.embedded import EmbeddedEtcd
-from elastic_train.adapters.framework import load_framework
+from elastic_train.adapters.framework import framework_preload
 from elastic_train.adapters.launcher.local_process import LocalProcessLauncher
 from elastic_train.controller.loop import Controller
 from elastic_train.core.bounds import Bounds
@@ -61,7 +61,7 @@ class JobRun:
         scale = settings.scale.resolve(machine_workers())
         assert scale.max_workers is not None, "resolved"
         self._settings = replace(settings, scale=scale, data=settings.data.resolve(scale.max_workers))
-        self._framework = load_framework(settings.framework)
+        self._framework_preload = framework_preload(settings.framework)
         self._directory = directory
         self._payload = payload
         self._on_step = on_step
@@ -132,7 +132,7 @@ class JobRun:
         return launcher
 
     def _preload(self) -> Sequence[str]:
-        return (*self._framework.preload, _WORKER_ENTRY.partition(":")[0], *self._settings.preload)
+        return (*self._framework_preload, _WORKER_ENTRY.partition(":")[0], *self._settings.preload)
 
     def _start_coordination(self, cleanup: ExitStack) -> Coordination:
         """Bring up the coordination service, and try the storage meanwhile."""

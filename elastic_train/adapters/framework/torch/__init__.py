@@ -1,5 +1,7 @@
-"""PyTorch: groups formed and aborted in place over gloo, and a step engine with a reducer of its own."""
+"""PyTorch: groups formed and aborted in place, and a step engine with a reducer of its own.
 
-from elastic_train.adapters.framework.torch.framework import TorchFramework
+Importing this package does not import torch: the driver only needs to know what a warm worker pool imports.
+"""
 
-__all__ = ["TorchFramework"]
+PRELOAD = ("torch", "torch.distributed", "torch._dynamo", "torch.nn.parallel.distributed", "numpy")
+"""What a warm worker pool imports in advance (DistributedDataParallel alone imports some 800 modules of torch._dynamo)."""

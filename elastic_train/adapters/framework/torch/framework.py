@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.utils.data import default_collate
 
+from elastic_train.adapters.framework.torch import PRELOAD
 from elastic_train.adapters.framework.torch.engine import TorchStepEngine
 from elastic_train.adapters.framework.torch.formation import FormationAttempt
 from elastic_train.adapters.framework.torch.group import TorchGroup
-from elastic_train.ports import Formation
+from elastic_train.adapters.framework.torch.loading import TorchLoader
+from elastic_train.ports import Formation, LoaderSettings, Piece, ReadPiece
 
 
 class TorchFramework:
@@ -29,7 +31,7 @@ class TorchFramework:
     """
 
     name = "torch"
-    preload = ("torch", "torch.distributed", "torch._dynamo", "torch.nn.parallel.distributed", "numpy")
+    preload = PRELOAD
 
     def __init__(self, threads: int = 1, *, process_group: bool = True) -> None:
         self._threads = threads
@@ -46,6 +48,10 @@ class TorchFramework:
     def collate(self, samples: Sequence[Any]) -> Any:
         """Make a batch of a list of samples, as a DataLoader does."""
         return default_collate(list(samples))
+
+    def open_loader(self, read: ReadPiece, feed: Iterator[Piece], settings: LoaderSettings) -> TorchLoader:
+        """Return a loader of the pieces that `feed` gives, on torch's DataLoader."""
+        return TorchLoader(read, feed, settings)
 
     def is_group_error(self, error: Exception) -> bool:
         """Say whether a collective of torch.distributed failed; gloo has no error type of its own."""
