@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from elastic_train.adapters.framework.torch import TorchFramework
+from elastic_train.adapters.framework.torch.framework import TorchFramework
 from elastic_train.adapters.framework.torch.group import TorchGroup
 from elastic_train.core.records import Stage, WorkerId, WorldRecord
 from elastic_train.errors import GroupBroken

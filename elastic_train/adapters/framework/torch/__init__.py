@@ -4,4 +4,4 @@ Importing this package does not import torch: the driver only needs to know what
 """
 
 PRELOAD = ("torch", "torch.distributed", "torch._dynamo", "torch.nn.parallel.distributed", "numpy")
-"""What a warm worker pool imports in advance (DistributedDataParallel alone imports some 800 modules of torch._dynamo)."""
+"""What a warm worker pool imports in advance; DistributedDataParallel alone needs 800 modules of torch._dynamo."""
