@@ -1,7 +1,7 @@
 """The command line: ``elastic-train list | status | resize | drain | stop | checkpoints``.
 
 Exit codes: 0 done; 1 the job refused; 2 wrong usage or configuration; 3 no such job; 4 the coordination service
-does not answer.
+does not answer. Those of ``checkpoints`` are told in `checkpointing.cli`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from checkpointing.cli import add_parser as add_checkpoints_parser
 from elastic_train.config import check_job_name, read_environment
 from elastic_train.core.records import ControlRequest, WorkerId
 from elastic_train.errors import ConfigurationError, CoordinationError, ElasticTrainError, JobNotFound
@@ -30,6 +31,9 @@ _ANSWER_TIMEOUT_S = 30.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
+    if options.command is None:
+        exit_code: int = options.run(options)
+        return exit_code
     console = Console()
     try:
         command: Callable[[argparse.Namespace, Console], int] = options.command
@@ -75,16 +79,20 @@ def _status(options: argparse.Namespace, console: Console) -> int:
 
 
 def _resize(options: argparse.Namespace, console: Console) -> int:
-    return _ask(options, console, lambda controls: controls.resize(options.workers, reason="elastic-train resize"))
+    return _ask(
+        options, console, lambda controls: controls.resize(options.workers, reason="on request (elastic-train)")
+    )
 
 
 def _drain(options: argparse.Namespace, console: Console) -> int:
     worker_id = WorkerId(options.worker)
-    return _ask(options, console, lambda controls: controls.drain(worker_id, reason="elastic-train drain"))
+    return _ask(
+        options, console, lambda controls: controls.drain(worker_id, reason="drained on request (elastic-train)")
+    )
 
 
 def _stop(options: argparse.Namespace, console: Console) -> int:
-    return _ask(options, console, lambda controls: controls.stop(reason="elastic-train stop"))
+    return _ask(options, console, lambda controls: controls.stop(reason="on request (elastic-train)"))
 
 
 def _ask(options: argparse.Namespace, console: Console, submit: Callable[[JobControls], ControlRequest]) -> int:
@@ -150,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     drain.add_argument("worker", metavar="WORKER", help="its name, as 'status' shows it")
 
     _job_parser(commands, "stop", "end a job after the current step, with a checkpoint", _stop)
+    add_checkpoints_parser(commands).set_defaults(command=None)
     return parser
 
 

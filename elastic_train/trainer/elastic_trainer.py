@@ -140,7 +140,7 @@ class ElasticTrainer:
             UsageError: `fit` is not running, or the request was refused.
         """
         controls = self._controls()
-        return self._ask(controls.resize(workers, reason="trainer.resize"))
+        return self._ask(controls.resize(workers, reason="on request (trainer.resize)"))
 
     def drain(self, worker_id: str) -> str:
         """Ask one worker to leave at the next step boundary; return the controller's answer.
@@ -149,7 +149,7 @@ class ElasticTrainer:
             UsageError: `fit` is not running, or the request was refused.
         """
         controls = self._controls()
-        return self._ask(controls.drain(WorkerId(worker_id), reason="trainer.drain"))
+        return self._ask(controls.drain(WorkerId(worker_id), reason="drained on request (trainer.drain)"))
 
     def stop(self) -> None:
         """End the job after the current step, with a checkpoint; `fit` then raises JobStopped.
@@ -157,7 +157,7 @@ class ElasticTrainer:
         Raises:
             UsageError: `fit` is not running.
         """
-        self._ask(self._controls().stop(reason="trainer.stop"))
+        self._ask(self._controls().stop(reason="on request (trainer.stop)"))
 
     def status(self) -> JobStatus:
         """Return how the job stands: its world, its workers, its progress.

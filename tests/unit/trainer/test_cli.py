@@ -112,3 +112,10 @@ def test_wrong_arguments_are_wrong_usage(arguments: list[str], capsys: pytest.Ca
         cli.main(arguments)
     assert caught.value.code == cli.USAGE
     capsys.readouterr()
+
+
+def test_checkpoints_are_looked_at_through_the_same_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["checkpoints", "--help"])
+    assert caught.value.code == 0
+    assert "verify" in capsys.readouterr().out
