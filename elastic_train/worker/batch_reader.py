@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import msgpack
 
-from elastic_train.core.data import BatchPlan, Indices, Share, indices_crc
+from elastic_train.core.data import BatchPlan, Share, indices_crc, mix
 from elastic_train.core.order import OrderedPlan, describe
-from elastic_train.errors import UsageError
+from elastic_train.errors import ConfigurationError, UsageError
+from elastic_train.ports import HasLoader, Piece
 from elastic_train.worker.batches import ElasticBatches
+from elastic_train.worker.prefetch import Prefetcher
 from elastic_train.worker.reading import Part
 from elastic_train.worker.runtime import Runtime
 
@@ -24,6 +27,7 @@ class BatchReader:
         self._runtime = runtime
         self._loop = loop
         self._per_shard = per_shard
+        self._prefetcher = self._open_prefetcher()
         self._compared: tuple[int, int] | None = None  # membership_epoch and data_epoch whose order all agree on
 
     @property
@@ -70,7 +74,10 @@ class BatchReader:
 
     def share(self, step: int) -> Share:
         """Return this worker's run of logical shards of a step."""
-        return self.plan.share(step, self._runtime.rank, self._runtime.world_size)
+        share = self.plan.share(step, self._runtime.rank, self._runtime.world_size)
+        if self._prefetcher is not None:
+            self._prefetcher.begin(step, share.shards, partial(self._pieces, share.shards))
+        return share
 
     def proof(self, share: Share) -> dict[str, Any]:
         """Return how many samples, and the checksum of their indices."""
@@ -78,15 +85,18 @@ class BatchReader:
 
     def parts(self, share: Share) -> Iterator[Part]:
         """Yield the share in micro-batches, or a filler where it is empty."""
-        collate = self._runtime.framework.collate
         if share.samples == 0:
             filler = self.plan.indices(share.data_epoch, share.batch_start, share.batch_start + 1)
-            yield Part(share.shards, 0, self._batches.read(filler, collate), last=True)
+            yield Part(share.shards, 0, self._batches.read(filler, self._runtime.framework.collate), last=True)
             return
-        reached = 0
-        for shards, indices in self._cuts(share):
-            reached += len(indices)
-            yield Part(shards, len(indices), self._batches.read(indices, collate), last=reached == share.samples)
+        indices = self._batches.indices(self.plan, share)
+        for shards, start, stop in self._cuts(share):
+            if self._prefetcher is not None:
+                batch = self._prefetcher.get(self._piece(share, start, stop))
+            else:
+                part = indices[start - share.start : stop - share.start]
+                batch = self._batches.read(part, self._runtime.framework.collate)
+            yield Part(shards, stop - start, batch, last=stop == share.stop)
 
     def announce(self) -> list[float]:
         """Return nothing: the plan says everything."""
@@ -101,19 +111,52 @@ class BatchReader:
             self._runtime.progress.data[self._loop] = note
 
     def close(self) -> None:
-        """Do nothing: nothing reads ahead."""
+        """End the reader processes."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
 
-    def _cuts(self, share: Share) -> Iterator[tuple[tuple[int, int], Indices]]:
-        """Yield the runs of shards and the indices of each micro-batch, none of them empty."""
-        runs = [share]
-        if self._per_shard:
-            runs = [self.plan.share_of_shards(share.step, (shard, shard + 1)) for shard in range(*share.shards)]
-        indices = self._batches.indices(self.plan, share)
+    def _cuts(self, share: Share) -> Iterator[tuple[tuple[int, int], int, int]]:
+        """Yield the runs of shards and the half-open range of positions of each micro-batch, none of them empty."""
+        runs = self._runs(share) if self._per_shard else [share]
         for run in runs:
             size = self._batches.micro_batch_size or max(1, run.samples)
             for start in range(run.start, run.stop, size):
-                stop = min(start + size, run.stop)
-                yield run.shards, indices[start - share.start : stop - share.start]
+                yield run.shards, start, min(start + size, run.stop)
+
+    def _runs(self, share: Share) -> list[Share]:
+        """Return each logical shard's share by itself."""
+        return [self.plan.share_of_shards(share.step, (shard, shard + 1)) for shard in range(*share.shards)]
+
+    # ------------------------------------------------------------------ reading ahead
+
+    def _open_prefetcher(self) -> Prefetcher | None:
+        settings, framework = self._batches.loading, self._runtime.framework
+        if not settings.num_workers and not settings.pin_memory:
+            return None
+        if not isinstance(framework, HasLoader):
+            raise ConfigurationError(
+                "num_workers",
+                f"there are no reader processes for {framework.name}",
+                "Leave num_workers=0 and pin_memory=False.",
+            )
+        read = self._batches.read_piece()
+        return Prefetcher(self.plan.total_steps, lambda feed: framework.open_loader(read, feed, settings))
+
+    def _pieces(self, shards: tuple[int, int], step: int) -> list[Piece]:
+        """Return what is read for a step by whoever has these shards."""
+        share = self.plan.share_of_shards(step, shards)
+        return [self._piece(share, start, stop) for _, start, stop in self._cuts(share)]
+
+    def _piece(self, share: Share, start: int, stop: int) -> Piece:
+        """Return the piece of these positions, each logical shard in it with a seed of its own."""
+        indices = self._batches.indices(self.plan, share)
+        runs = []
+        for run in self._runs(share):
+            first, end = max(start, run.start), min(stop, run.stop)
+            if first < end:
+                seed = mix(self._runtime.job.seed, share.step, run.shards[0], first - run.start) >> 1
+                runs.append((seed, indices[first - share.start : end - share.start].tolist()))
+        return Piece((share.step, start, stop), tuple(runs))
 
 
 def _different_orders(plan: OrderedPlan, data_epoch: int, crcs: dict[str, int]) -> str:

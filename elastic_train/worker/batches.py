@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from elastic_train.core.data import BatchPlan, Indices, Share
 from elastic_train.core.order import DrawnOrder, OrderedPlan, SampleOrder
 from elastic_train.errors import ConfigurationError
+from elastic_train.ports import LoaderSettings, Piece, ReadPiece
 
+_START_METHODS = ("forkserver", "spawn", "fork")
 _LOOKAHEAD = 4096  # positions whose indices are computed at a time: the fixed cost is shared by many steps
 
 
@@ -43,6 +45,13 @@ class ElasticBatches:
         collate: Makes a batch of a list of samples; default: the framework's own
             (``torch.utils.data.default_collate``).
         micro_batch_size: Yield at most so many samples at a time; gradients accumulate over the parts of a step.
+        num_workers: Processes that read ahead; 0 reads in the step. Random augmentations in them are seeded for each
+            step and logical shard, so that they are the same at every world size.
+        pin_memory: Put batches into page-locked memory, where there is an accelerator.
+        prefetch_factor: Parts of steps that each of these processes reads ahead.
+        worker_init_fn: Called with its number in each of these processes.
+        start_method: Of these processes: "forkserver" (or "spawn") sends the dataset to them once; "fork" inherits it,
+            and with it the connections of this worker, whose death the others then notice late.
 
     Raises:
         ConfigurationError: Something cannot work; says what to do.
@@ -60,6 +69,11 @@ class ElasticBatches:
         drop_last: bool = False,
         collate: Collate | None = None,
         micro_batch_size: int | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        prefetch_factor: int = 2,
+        worker_init_fn: Callable[[int], None] | None = None,
+        start_method: str = "forkserver",
     ) -> None:
         self._size = _length(dataset)
         if order is not None and not callable(order):
@@ -68,6 +82,11 @@ class ElasticBatches:
         require_positive("data_epochs", data_epochs)
         if micro_batch_size is not None:
             require_positive("micro_batch_size", micro_batch_size)
+        if num_workers:
+            require_positive("num_workers", num_workers)
+        require_positive("prefetch_factor", prefetch_factor)
+        if start_method not in _START_METHODS:
+            raise ConfigurationError("start_method", f"{start_method!r} is none", f"Give one of {_START_METHODS}.")
         if drop_last and order is None and self._size < global_batch_size:
             raise _nothing_left(self._size, global_batch_size)
         self.dataset = dataset
@@ -78,8 +97,9 @@ class ElasticBatches:
         self.order = order
         self.drop_last = drop_last
         self.micro_batch_size = micro_batch_size
+        self.loading = LoaderSettings(num_workers, pin_memory, prefetch_factor, worker_init_fn, start_method)
         self._collate = collate
-        self._block: tuple[int, int, Indices] | None = None  # data_epoch, first position, indices
+        self._blocks: list[_Block] = []  # the last two: whoever reads ahead may stand in another than the step
 
     def plan(self, logical_shards: int, job_seed: int) -> BatchPlan:
         """Return the pure plan of these batches for a job.
@@ -112,17 +132,15 @@ class ElasticBatches:
 
     def indices(self, plan: BatchPlan, share: Share) -> Indices:
         """Return the dataset indices of a share: [samples]."""
-        block = self._block
-        if (
-            block is None
-            or block[0] != share.data_epoch
-            or share.start < block[1]
-            or share.stop > block[1] + len(block[2])
-        ):
+        for block in self._blocks:
+            if block.holds(share):
+                break
+        else:
             stop = min(max(share.batch_start + _LOOKAHEAD, share.batch_stop), plan.dataset_size)
-            block = (share.data_epoch, share.batch_start, plan.indices(share.data_epoch, share.batch_start, stop))
-            self._block = block
-        return block[2][share.start - block[1] : share.stop - block[1]]
+            indices = plan.indices(share.data_epoch, share.batch_start, stop)
+            block = _Block(share.data_epoch, share.batch_start, indices)
+            self._blocks = [*self._blocks[-1:], block]
+        return block.indices[share.start - block.start : share.stop - block.start]
 
     def read(self, indices: Indices, default_collate: Collate) -> Any:
         """Return the samples of these indices as one batch.
@@ -134,12 +152,46 @@ class ElasticBatches:
         columns = _tensor_columns(self.dataset) if self._collate is None else None
         if columns is not None:
             return tuple(column[indices] for column in columns)
-        get_many = getattr(self.dataset, "__getitems__", None)  # torch's protocol for reading a batch at a time
-        if get_many is not None:
-            samples = get_many(indices.tolist())
-        else:
-            samples = [self.dataset[index] for index in indices.tolist()]
-        return (self._collate or default_collate)(samples)
+        return (self._collate or default_collate)(_samples(self.dataset, indices.tolist()))
+
+    def read_piece(self) -> ReadPiece:
+        """Return what reads a piece in a reader process."""
+        return _ReadPiece(self.dataset, self._collate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """The indices of a run of positions, from `start` on."""
+
+    data_epoch: int
+    start: int
+    indices: Indices
+
+    def holds(self, share: Share) -> bool:
+        stop = self.start + len(self.indices)
+        return self.data_epoch == share.data_epoch and self.start <= share.start and share.stop <= stop
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadPiece:
+    dataset: SizedDataset
+    collate: Collate | None
+
+    def __call__(self, piece: Piece, seed: Callable[[int], None], default_collate: Collate, /) -> Any:
+        samples: list[Any] = []
+        for run_seed, indices in piece.runs:
+            seed(run_seed)
+            samples += _samples(self.dataset, indices)
+        seed(piece.runs[0][0])  # collate may be random too
+        return (self.collate or default_collate)(samples)
+
+
+def _samples(dataset: Any, indices: Sequence[int]) -> Sequence[Any]:
+    get_many = getattr(dataset, "__getitems__", None)  # torch's protocol for reading a batch at a time
+    if get_many is not None:
+        samples: Sequence[Any] = get_many(list(indices))
+        return samples
+    return [dataset[index] for index in indices]
 
 
 def _tensor_columns(dataset: Any) -> Sequence[Any] | None:

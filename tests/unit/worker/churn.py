@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from elastic_train.core.records import WorkerStatus
+from elastic_train.core.records import WorkerRecord, WorkerStatus
 from elastic_train.journal.data_proofs import plan_of
 from elastic_train.journal.lineage import Finding, check_lineage
 from elastic_train.journal.reader import Record
@@ -90,9 +90,12 @@ def lose(job: Job, members: list[Worker], lost: Worker) -> list[Worker]:
 
 def finish(job: Job, members: list[Worker]) -> None:
     for member in members:
-        over = (WorkerStatus.FINISHED, WorkerStatus.FAILED)
-        record = job.await_record(member, lambda record: record.status in over)
+        record = job.await_record(member, _is_over)
         assert record.status is WorkerStatus.FINISHED, record
+
+
+def _is_over(record: WorkerRecord) -> bool:
+    return record.status in (WorkerStatus.FINISHED, WorkerStatus.FAILED)
 
 
 def records_of(job: Job) -> list[Record]:
