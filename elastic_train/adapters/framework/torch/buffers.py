@@ -63,14 +63,20 @@ class Buffers:
                     self._saved[index] = tensor.clone()
 
     def changed(self) -> list[bool]:
-        """Return for each buffer whether it was written or replaced since the step began, or since `average`."""
-        result = []
-        for index, (place, (tensor, version)) in enumerate(zip(self._places, self._base, strict=True)):
-            now = place.tensor
-            changed = now is not tensor or (now is not None and now._version != version)  # noqa: SLF001  no other way to see a write
-            if changed:
-                self._changing.add(index)
-            result.append(changed)
+        """Return for each buffer whether it was written or replaced since the step began, or since `average`.
+
+        Buffers of one module change together: batch norm's kernel writes the statistics behind the back of their version
+        counters, but what it counts beside them is written in the open.
+        """
+        modules = {
+            id(place.module)
+            for place, (tensor, version) in zip(self._places, self._base, strict=True)
+            if (now := place.tensor) is not tensor or _version(now) != version
+        }
+        if not modules:
+            return [False] * len(self._places)
+        result = [id(place.module) in modules for place in self._places]
+        self._changing.update(index for index, changed in enumerate(result) if changed)
         return result
 
     def average(self, changed_by_any: Sequence[bool], weight: float, group: TorchGroup) -> None:
@@ -105,4 +111,8 @@ class Buffers:
 
     def _mark(self) -> None:
         tensors = [place.tensor for place in self._places]
-        self._base = [(tensor, 0 if tensor is None else tensor._version) for tensor in tensors]  # noqa: SLF001  no other way to see a write
+        self._base = [(tensor, _version(tensor)) for tensor in tensors]
+
+
+def _version(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor._version  # noqa: SLF001  no other way to see a write
