@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from elastic_train.core.bounds import Bounds
 from elastic_train.core.effects import AnswerRequest, Effect, EndWorld, FinishJob, KillWorker
+from elastic_train.core.evolve import evolve
 from elastic_train.core.records import Cause, ControlAnswer, Stage, WorkerId, WorldRecord
 from elastic_train.core.world import Change, JobState, Life, Phase, Worker
 
@@ -21,7 +20,7 @@ class Draft:
 
     def __init__(self, state: JobState, at_s: float, bounds: Bounds) -> None:
         self.now_s = max(state.now_s, at_s)  # events of several threads may be stamped out of order
-        self.state = replace(state, now_s=self.now_s)
+        self.state = evolve(state, now_s=self.now_s)
         self.bounds = bounds
         self.effects: list[Effect] = []
         self.reasons: list[str] = []
@@ -53,12 +52,12 @@ class Draft:
 
     def move(self, worker_id: WorkerId, life: Life) -> None:
         """Put a worker into another life from now on."""
-        self.put(replace(self.state.workers[worker_id], life=life, since_s=self.now_s))
+        self.put(evolve(self.state.workers[worker_id], life=life, since_s=self.now_s))
 
     def dismiss(self, worker_id: WorkerId) -> None:
         """Take a worker to be on its way out by itself."""
         self.move(worker_id, Life.LEAVING)
-        self.state = replace(self.state, draining=self.state.draining - {worker_id})
+        self.state = evolve(self.state, draining=self.state.draining - {worker_id})
         self.scan_by(self.now_s + self.bounds.leave_timeout_s)
 
     def forget(self, worker_id: WorkerId, *, record_gone: bool) -> None:
@@ -66,7 +65,7 @@ class Draft:
         workers, census = self._writable()
         census[workers.pop(worker_id).life] -= 1
         state = self.state
-        self.state = replace(
+        self.state = evolve(
             state,
             gone=state.gone if record_gone else state.gone | {worker_id},
             draining=state.draining - {worker_id},
@@ -92,18 +91,18 @@ class Draft:
     def scan_by(self, at_s: float) -> None:
         """Look at all workers' patience then, or earlier."""
         scan_s = self.state.scan_s
-        self.state = replace(self.state, scan_s=at_s if scan_s is None else min(scan_s, at_s))
+        self.state = evolve(self.state, scan_s=at_s if scan_s is None else min(scan_s, at_s))
 
     # ------------------------------------------------------------------ phases
 
     def enter(self, phase: Phase, due_s: float | None = None) -> None:
         """Go to a phase and wait there until `due_s` at most."""
-        self.state = replace(self.state, phase=phase, due_s=due_s)
+        self.state = evolve(self.state, phase=phase, due_s=due_s)
 
     def wait_until(self, due_s: float | None) -> None:
         """Set when the present phase's wait ends."""
         if self.state.due_s != due_s:
-            self.state = replace(self.state, due_s=due_s)
+            self.state = evolve(self.state, due_s=due_s)
 
     @property
     def is_due(self) -> bool:
@@ -114,7 +113,7 @@ class Draft:
         """Note a sign that the membership must change."""
         change = self.state.change
         change = Change(self.now_s, cause, (reason,)) if change is None else change.and_also(self.now_s, cause, reason)
-        self.state = replace(self.state, change=change)
+        self.state = evolve(self.state, change=change)
 
     def finish(self, phase: Phase, job: FinishJob) -> None:
         """End the job."""
@@ -130,7 +129,7 @@ class Draft:
         self.do(EndWorld(world))
         self.do(job)
         self.enter(phase)
-        self.state = replace(self.state, proposal=None, probe=None, scan_s=None)
+        self.state = evolve(self.state, proposal=None, probe=None, scan_s=None)
 
     def answer(self, request_id: str | None, accepted: bool, message: str) -> None:
         """Answer a control request, if one was made."""
@@ -141,5 +140,5 @@ class Draft:
     def _writable(self) -> tuple[dict[WorkerId, Worker], dict[Life, int]]:
         if self._workers is None:
             self._workers, self._census = dict(self.state.workers), dict(self.state.census)
-            self.state = replace(self.state, workers=self._workers, census=self._census)
+            self.state = evolve(self.state, workers=self._workers, census=self._census)
         return self._workers, self._census

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from elastic_train.core.draft import Draft
 from elastic_train.core.effects import Ending, FinishJob
 from elastic_train.core.events import RequestNotUnderstood, StopRequested, WorkerFailed, WorkerFinished, WorkerLeft
+from elastic_train.core.evolve import evolve
 from elastic_train.core.forming import note_parting
 from elastic_train.core.losing import is_left_out, part_badly
 from elastic_train.core.records import Failure
@@ -44,7 +43,7 @@ def finish(d: Draft, event: WorkerFinished) -> None:
         d.say(f"{event.worker_id} finished, which no longer matters")
     elif worker.life is Life.MEMBER:
         d.move(event.worker_id, Life.FINISHED)
-        d.state = replace(d.state, draining=d.state.draining - {event.worker_id})
+        d.state = evolve(d.state, draining=d.state.draining - {event.worker_id})
         d.say(f"{event.worker_id} finished")
     else:
         reason = f"{event.worker_id}: {_NEVER_STEPPED.message}"
@@ -56,7 +55,7 @@ def fail(d: Draft, event: WorkerFailed) -> None:
     worker, failure = d.state.workers.get(event.worker_id), event.failure
     what = f"{event.worker_id} raised {failure.error_type}: {failure.message}"
     failures = d.state.failures.again(d.now_s, _attempt_began_s(d, worker, failure))
-    d.state = replace(d.state, failures=failures)
+    d.state = evolve(d.state, failures=failures)
     if failures.count > d.bounds.max_failures:
         d.finish(Phase.FAILED, FinishJob(Ending.USER_CODE, what, failure))
         return
@@ -78,7 +77,7 @@ def _attempt_began_s(d: Draft, worker: Worker | None, failure: Failure) -> float
 def stop(d: Draft, event: StopRequested) -> None:
     """Begin to end the job, because somebody wants it."""
     if d.state.stop_s is None:
-        d.state = replace(d.state, stop_s=d.now_s, stop_reason=event.reason or "a stop was asked for")
+        d.state = evolve(d.state, stop_s=d.now_s, stop_reason=event.reason or "a stop was asked for")
     d.answer(event.request_id, accepted=True, message="stopping after the current step")
 
 

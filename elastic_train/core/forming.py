@@ -7,6 +7,7 @@ from dataclasses import replace
 from elastic_train.core.draft import Draft
 from elastic_train.core.effects import MembershipChange, NoteMembershipEpoch, ProposeWorld, SealWorld
 from elastic_train.core.events import WorkerAcknowledged, WorldPublished
+from elastic_train.core.evolve import evolve
 from elastic_train.core.losing import ask, bury
 from elastic_train.core.records import Cause, Stage, Standing, WorkerId, WorldRecord
 from elastic_train.core.world import Change, Life, Phase, Proposal, Sealing, Worker, World
@@ -67,7 +68,7 @@ def propose(d: Draft, members: tuple[WorkerId, ...], cause: Cause, *, planned: b
     d.say(f"membership epoch {record.membership_epoch} of {size} is proposed ({change.cause}: {change.reason})")
     proposal = Proposal(record, d.now_s, frozenset(members))
     probe = state.probe if planned else None
-    d.state = replace(state, membership_epoch=record.membership_epoch, proposal=proposal, probe=probe, change=change)
+    d.state = evolve(state, membership_epoch=record.membership_epoch, proposal=proposal, probe=probe, change=change)
     if planned:
         d.enter(Phase.SWITCHING if cause is not Cause.STOP else Phase.STOPPING)
     else:
@@ -92,7 +93,7 @@ def reform(d: Draft) -> None:
 def pause(d: Draft, reason: str) -> None:
     """Wait for workers; the survivors keep their state."""
     short_s = d.now_s if d.state.short_s is None else d.state.short_s
-    d.state = replace(d.state, proposal=None, probe=None, short_s=short_s)
+    d.state = evolve(d.state, proposal=None, probe=None, short_s=short_s)
     d.enter(Phase.GATHERING if d.state.world is None else Phase.PAUSED)
     d.say(reason)
 
@@ -110,8 +111,8 @@ def acknowledge(d: Draft, event: WorkerAcknowledged) -> None:
         d.say(f"{event.worker_id} acknowledged again")
         return
     missing = proposal.missing - {event.worker_id}
-    proposal = replace(proposal, missing=missing, version=max(proposal.version, event.version))
-    d.state = replace(d.state, proposal=proposal)
+    proposal = evolve(proposal, missing=missing, version=max(proposal.version, event.version))
+    d.state = evolve(d.state, proposal=proposal)
     d.say(f"{event.worker_id} acknowledged membership epoch {event.membership_epoch}")
     if proposal.record.planned and event.worker_id not in proposal.record.joining:
         note_parting(d)
@@ -125,7 +126,7 @@ def note_parting(d: Draft) -> None:
     if proposal is None or proposal.parted_at_s is not None:
         return
     patience_s = d.bounds.acknowledge_s(len(proposal.members))
-    d.state = replace(d.state, proposal=replace(proposal, parted_at_s=d.now_s, patience_s=patience_s))
+    d.state = evolve(d.state, proposal=evolve(proposal, parted_at_s=d.now_s, patience_s=patience_s))
 
 
 def _complete(d: Draft, proposal: Proposal) -> None:
@@ -151,7 +152,7 @@ def _seal(d: Draft) -> None:
     growths = state.growths
     if record.planned and record.joining:
         growths = growths.after_quiet(d.now_s, d.bounds.stable_s).again(d.now_s, d.now_s)
-    d.state = replace(
+    d.state = evolve(
         d.state,
         world=World(record, d.now_s),
         sealing=Sealing(proposal, state.change, departed, d.now_s),
@@ -177,7 +178,7 @@ def _dismiss_departed(d: Draft, proposal: Proposal) -> tuple[WorkerId, ...]:
 def publish(d: Draft, event: WorldPublished) -> None:
     """Note that the sealed world is written, and its fence."""
     sealing = d.state.sealing
-    d.state = replace(d.state, fence=max(d.state.fence, event.fence))
+    d.state = evolve(d.state, fence=max(d.state.fence, event.fence))
     if sealing is None or sealing.proposal.record.membership_epoch != event.membership_epoch:
         d.say(f"membership epoch {event.membership_epoch} was published late")
         return
@@ -197,7 +198,7 @@ def publish(d: Draft, event: WorldPublished) -> None:
     )
     d.do(NoteMembershipEpoch(change))
     d.say(f"membership epoch {record.membership_epoch} is published; its fence is {event.fence}")
-    d.state = replace(d.state, sealing=None)
+    d.state = evolve(d.state, sealing=None)
 
 
 # ---------------------------------------------------------------------- what time decides
@@ -234,7 +235,7 @@ def follow_switch(d: Draft) -> None:
     if proposal.parted_at_s is not None and d.state.probe is None:
         ask_s = proposal.parted_at_s + proposal.patience_s
         if d.now_s >= ask_s:
-            d.state = replace(d.state, proposal=replace(proposal, patience_s=2 * proposal.patience_s))
+            d.state = evolve(d.state, proposal=evolve(proposal, patience_s=2 * proposal.patience_s))
             ask(d, "some members left the old world, others have not yet")
         else:
             due_s = ask_s if due_s is None else min(due_s, ask_s)
@@ -263,7 +264,7 @@ def gather(d: Draft) -> None:
     if d.is_due or (d.now_s >= not_before_s and (available >= state.wanted or not coming)):
         cause = Cause.START if first else Cause.RECOVER
         if state.change is not None:
-            d.state = replace(d.state, change=replace(state.change, cause=cause))
+            d.state = evolve(d.state, change=evolve(state.change, cause=cause))
         propose(d, choose(d, planned=False), cause, planned=False)
 
 

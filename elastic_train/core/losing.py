@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable
-from dataclasses import replace
 
 from elastic_train.core.draft import Draft
 from elastic_train.core.effects import Ending, FinishJob, ProbeWorld
 from elastic_train.core.events import LaunchFailed, Loss, WorkerAnsweredProbe, WorkerLost, WorldSuspected
+from elastic_train.core.evolve import evolve
 from elastic_train.core.records import Activity, Cause, ProbeRecord, WorkerId
 from elastic_train.core.world import Life, Phase, Probe, Worker
 
@@ -23,7 +23,7 @@ def lose(d: Draft, event: WorkerLost) -> None:
     obituary = _obituary(event)
     if worker is None:
         if event.why is Loss.LEASE:
-            d.state = replace(d.state, gone=d.state.gone - {event.worker_id})
+            d.state = evolve(d.state, gone=d.state.gone - {event.worker_id})
         d.say(f"{obituary}, and was known to be gone")
     elif worker.life is Life.LEAVING and worker.ours and event.why is Loss.LEASE:
         d.say(f"{obituary}; its process is about to exit")  # or is killed when it takes too long
@@ -69,7 +69,7 @@ def break_world(d: Draft, wait_s: float) -> None:
     due_s = d.now_s + wait_s
     if d.state.phase is Phase.BROKEN and d.state.due_s is not None:
         due_s = min(due_s, d.state.due_s)
-    d.state = replace(d.state, proposal=None, probe=None)
+    d.state = evolve(d.state, proposal=None, probe=None)
     d.enter(Phase.BROKEN, due_s)
 
 
@@ -81,7 +81,7 @@ def _mourn(d: Draft, worker: Worker, cause: Cause, obituary: str) -> None:
         return
     _count_young_death(d, worker)
     if worker.life in _MEMBERS:
-        d.state = replace(d.state, breaks=type(d.state.breaks)())  # there was a reason: not a world that just breaks
+        d.state = evolve(d.state, breaks=type(d.state.breaks)())  # there was a reason: not a world that just breaks
     if d.state.phase is Phase.PAUSED:
         d.sign(cause, obituary)
     elif _is_needed(d, worker):
@@ -111,7 +111,7 @@ def _remove(d: Draft, worker: Worker, why: Loss, reason: str) -> None:
     else:
         d.kill(worker.worker_id, reason)
         if why is Loss.LEASE:
-            d.state = replace(d.state, gone=d.state.gone - {worker.worker_id})
+            d.state = evolve(d.state, gone=d.state.gone - {worker.worker_id})
 
 
 # ---------------------------------------------------------------------- back-off
@@ -119,11 +119,11 @@ def _remove(d: Draft, worker: Worker, why: Loss, reason: str) -> None:
 
 def _count_start_failure(d: Draft, worker: Worker, obituary: str) -> None:
     failures = d.state.start_failures.again(d.now_s, worker.began_s)
-    d.state = replace(d.state, start_failures=failures)
+    d.state = evolve(d.state, start_failures=failures)
     if not worker.ours:
         return
     delay_s = failures.delay_s(d.bounds.relaunch_delay_s, d.bounds.relaunch_delay_max_s)
-    d.state = replace(d.state, launch_s=max(d.state.launch_s, failures.last_s + delay_s))
+    d.state = evolve(d.state, launch_s=max(d.state.launch_s, failures.last_s + delay_s))
     if failures.count >= d.bounds.max_start_failures and d.state.phase is Phase.GATHERING:
         reason = (
             f"{failures.count} times in a row workers ended before they were ready, and none ever was; the last: "
@@ -140,7 +140,7 @@ def _count_young_death(d: Draft, worker: Worker) -> None:
     deaths = deaths.again(d.now_s, worker.since_s)
     delay_s = deaths.delay_s(bounds.relaunch_delay_s, bounds.relaunch_delay_max_s)
     launch_s = max(d.state.launch_s, deaths.last_s + delay_s) if worker.ours else d.state.launch_s
-    d.state = replace(d.state, young_deaths=deaths, launch_s=launch_s)
+    d.state = evolve(d.state, young_deaths=deaths, launch_s=launch_s)
 
 
 # ---------------------------------------------------------------------- suspicion
@@ -156,7 +156,7 @@ def suspect(d: Draft, event: WorldSuspected) -> None:
         reason = f"a collective of {suspicion.reporter} failed: {suspicion.detail or 'no detail'}"
         quiet_s = d.bounds.stable_s + d.bounds.relaunch_delay_max_s
         breaks = d.state.breaks.after_quiet(d.now_s, quiet_s).again(d.now_s, world.sealed_at_s)
-        d.state = replace(d.state, breaks=breaks)
+        d.state = evolve(d.state, breaks=breaks)
         d.sign(Cause.BROKEN, reason)
         d.say(f"{reason}; waiting for the loss behind it to become known")
         delay_s = breaks.delay_s(2 * d.bounds.grace_s, d.bounds.relaunch_delay_max_s)
@@ -174,7 +174,7 @@ def ask(d: Draft, why: str) -> None:
     asked = frozenset(worker.worker_id for worker in d.survivors())
     number = d.state.probes + 1
     deadline_s = d.now_s + d.bounds.acknowledge_s(len(asked))
-    d.state = replace(d.state, probes=number, probe=Probe(number, deadline_s, asked, why))
+    d.state = evolve(d.state, probes=number, probe=Probe(number, deadline_s, asked, why))
     d.do(ProbeWorld(ProbeRecord(number, world.membership_epoch)))
     d.say(f"{why}: all members are asked for a sign of life")
 
@@ -188,7 +188,7 @@ def hear(d: Draft, event: WorkerAnsweredProbe) -> None:
     d.say(f"{event.worker_id} lives: {event.activity} for {event.activity_s:.1f} s")
     missing = probe.missing - {event.worker_id}
     answers = {**probe.answers, event.worker_id: (event.activity, event.activity_s)}
-    d.state = replace(d.state, probe=replace(probe, missing=missing, answers=answers))
+    d.state = evolve(d.state, probe=evolve(probe, missing=missing, answers=answers))
     if not missing:
         judge(d)
 
@@ -197,7 +197,7 @@ def judge(d: Draft) -> None:
     """Decide by what was answered who is lost, if anybody."""
     probe, bounds = d.state.probe, d.bounds
     assert probe is not None
-    d.state = replace(d.state, probe=None)
+    d.state = evolve(d.state, probe=None)
     silent = {worker.worker_id for worker in d.survivors()} & probe.missing
     patience_s = bounds.hang_timeout_s
     busy = {who: spent_s for who, (what, spent_s) in probe.answers.items() if what is Activity.COMPUTING}

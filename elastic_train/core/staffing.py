@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from elastic_train.core.bounds import Backoff
 from elastic_train.core.draft import Draft
 from elastic_train.core.effects import LaunchWorkers
 from elastic_train.core.events import DrainRequested, ResizeRequested, WorkerAppeared, WorkerReady
+from elastic_train.core.evolve import evolve
 from elastic_train.core.forming import admission_s, choose, propose
 from elastic_train.core.losing import bury
 from elastic_train.core.records import Cause, WorkerId
@@ -31,8 +30,8 @@ def appear(d: Draft, event: WorkerAppeared) -> None:
     if known is None:
         known = Worker(event.worker_id, Life.STARTING, d.now_s, began_s=d.now_s, ours=False)
     number = d.state.appeared + 1
-    d.state = replace(d.state, appeared=number)
-    d.put(replace(known, life=Life.STARTING, since_s=d.now_s, appeared=number, node=event.node))
+    d.state = evolve(d.state, appeared=number)
+    d.put(evolve(known, life=Life.STARTING, since_s=d.now_s, appeared=number, node=event.node))
     d.scan_by(d.now_s + d.bounds.ready_timeout_s)
     d.say(f"{event.worker_id} starts" + (f" on {event.node}" if event.node else ""))
 
@@ -46,8 +45,8 @@ def welcome(d: Draft, event: WorkerReady) -> None:
     if worker is None or worker.life not in (Life.LAUNCHED, Life.STARTING):
         d.say(f"{event.worker_id} is ready, which is known or too late")
         return
-    d.put(replace(worker, life=Life.READY, since_s=d.now_s))
-    d.state = replace(d.state, start_failures=Backoff())
+    d.put(evolve(worker, life=Life.READY, since_s=d.now_s))
+    d.state = evolve(d.state, start_failures=Backoff())
     d.say(f"{event.worker_id} is ready")
 
 
@@ -59,7 +58,7 @@ def scan(d: Draft) -> None:
         Life.STARTING: (bounds.ready_timeout_s, "did not come to its first step"),
         Life.LEAVING: (bounds.leave_timeout_s, "was to leave, but did not exit"),
     }
-    d.state = replace(d.state, scan_s=None)
+    d.state = evolve(d.state, scan_s=None)
     for worker in tuple(d.state.workers.values()):
         if worker.life not in patience:
             continue
@@ -108,7 +107,7 @@ def staff(d: Draft) -> None:
 def _launch(d: Draft, count: int) -> None:
     first = d.state.launched + 1
     names = tuple(WorkerId(f"w{number:04d}") for number in range(first, first + count))
-    d.state = replace(d.state, launched=d.state.launched + count)
+    d.state = evolve(d.state, launched=d.state.launched + count)
     for name in names:
         d.put(Worker(name, Life.LAUNCHED, d.now_s, began_s=d.now_s, ours=True))
     d.scan_by(d.now_s + d.bounds.start_timeout_s)
@@ -168,9 +167,9 @@ def resize(d: Draft, event: ResizeRequested) -> None:
     if problem:
         d.answer(event.request_id, accepted=False, message=f"cannot resize to {event.workers}: {problem}")
         return
-    d.state = replace(d.state, wanted=event.workers, growths=Backoff())
+    d.state = evolve(d.state, wanted=event.workers, growths=Backoff())
     if event.workers != before and d.state.phase is Phase.RUNNING:
-        d.state = replace(d.state, change=None)  # an earlier wish, not begun, is overtaken
+        d.state = evolve(d.state, change=None)  # an earlier wish, not begun, is overtaken
         d.sign(Cause.RESIZE, f"resize from {before} to {event.workers} workers was asked for")
     note = " (others start the workers of this job)" if bounds.capacity == 0 and event.workers > before else ""
     d.answer(event.request_id, accepted=True, message=f"resizing from {before} to {event.workers} workers{note}")
@@ -196,9 +195,9 @@ def drain(d: Draft, event: DrainRequested) -> None:
 def _drain_one(d: Draft, worker: Worker, due_s: float, reason: str) -> None:
     if worker.drain is not None:
         due_s = min(due_s, worker.drain.due_s)
-    d.put(replace(worker, drain=Drain(due_s, reason)))
+    d.put(evolve(worker, drain=Drain(due_s, reason)))
     if worker.life is not Life.FINISHED:
-        d.state = replace(d.state, draining=d.state.draining | {worker.worker_id})
+        d.state = evolve(d.state, draining=d.state.draining | {worker.worker_id})
 
 
 def _drain_due_s(d: Draft, deadline_at_s: float | None) -> float:
@@ -222,7 +221,7 @@ def plan(d: Draft) -> None:
     if state.sealing is not None:  # its fence, which a proposal must name, is not known yet
         return
     if state.stop_s is not None:
-        d.state = replace(state, change=Change(state.stop_s, Cause.STOP, (state.stop_reason,)))
+        d.state = evolve(state, change=Change(state.stop_s, Cause.STOP, (state.stop_reason,)))
         propose(d, (), Cause.STOP, planned=True)
         return
     members, spare = d.count(Life.MEMBER), d.count(Life.READY)
@@ -254,7 +253,7 @@ def _announce(d: Draft, target: tuple[WorkerId, ...], added: frozenset[WorkerId]
         d.sign(cause, f"{_names(added)} ready to join")
         assert d.state.change is not None
         if len(d.state.change.reasons) == 1:  # the joiners' readiness was the first sign
-            d.state = replace(d.state, change=replace(d.state.change, first_sign_s=first_s))
+            d.state = evolve(d.state, change=evolve(d.state.change, first_sign_s=first_s))
     elif d.state.change is None:
         d.sign(cause, f"{_names(removed)} to leave")
     propose(d, target, cause, planned=True)
