@@ -182,12 +182,10 @@ class DataConfig:
     Attributes:
         seed: Of the sample order and of every generator in a step.
         logical_shards: Number of fixed parts of every global batch; None: `max_workers`.
-        deterministic: Compute every logical shard by itself, so that the weights do not depend on the world size.
     """
 
     seed: int = 0
     logical_shards: int | None = None
-    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
@@ -208,7 +206,7 @@ class DataConfig:
                 f"{shards} shards cannot occupy max_workers={max_workers}: every worker needs one at least",
                 f"Use logical_shards={max_workers} or more, or lower max_workers",
             )
-        return DataConfig(seed=self.seed, logical_shards=shards, deterministic=self.deterministic)
+        return DataConfig(seed=self.seed, logical_shards=shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,7 +42,7 @@ class ElasticTrainer:
         storage: URL below which checkpoints are written (any fsspec URL); default: in the job's directory.
         coordination: ``etcd://host:2379,...`` of a cluster to use; default: an etcd of the job's own, ended with it.
         failure_config, checkpoint_config, timeout_config: See there.
-        seed, logical_shards, deterministic: See DataConfig.
+        seed, logical_shards: See DataConfig.
         framework: The adapter that forms groups and runs steps.
         preload: Further modules that the warm worker pool imports in advance.
         progress: Show a live view (on a terminal) or plain lines; False: logs only.
@@ -69,7 +69,6 @@ class ElasticTrainer:
         timeout_config: TimeoutConfig | None = None,
         seed: int = 0,
         logical_shards: int | None = None,
-        deterministic: bool = False,
         framework: str = "torch",
         preload: Sequence[str] = (),
         progress: bool | None = None,
@@ -86,7 +85,7 @@ class ElasticTrainer:
                 max_workers=max_workers,
                 num_workers=num_workers if num_workers is not None else environment.num_workers,
             ),
-            data=DataConfig(seed=seed, logical_shards=logical_shards, deterministic=deterministic),
+            data=DataConfig(seed=seed, logical_shards=logical_shards),
             failure=_instance("failure_config", failure_config, FailureConfig),
             checkpoint=_instance("checkpoint_config", checkpoint_config, CheckpointConfig),
             timeouts=_instance("timeout_config", timeout_config, TimeoutConfig),

@@ -51,17 +51,25 @@ class Narrator:
 
     def finish(self) -> None:
         """Take in the rest and leave the last state on the screen."""
-        self.poll()
-        self._tell(self._reader.finish())
-        for worker_id, line in self._logs.finish():
-            self._reporter.worker_line(worker_id, self.model.rank_of(worker_id), line)
-        self._reporter.close(self.model, time.monotonic())
+        try:
+            self.poll()
+            self._tell(self._reader.finish())
+            for worker_id, line in self._logs.finish():
+                self._reporter.worker_line(worker_id, self.model.rank_of(worker_id), line)
+        finally:
+            self._reporter.close(self.model, time.monotonic())
 
     def _tell(self, observations: Iterable[Observation]) -> None:
         happenings: list[Happening] = []
         for seen in observations:
             self.history.apply(seen)
             happenings.extend(self.model.apply(seen))
-            if isinstance(seen, StepSeen) and self._on_step is not None:
-                self._on_step(self.history.step_metrics(seen))
+            if isinstance(seen, StepSeen):
+                self._call_back(seen)
         self._reporter.update(self.model, time.monotonic(), happenings)
+
+    def _call_back(self, step: StepSeen) -> None:
+        on_step, self._on_step = self._on_step, None  # if it raises, the job ends, and it is not called again
+        if on_step is not None:
+            on_step(self.history.step_metrics(step))
+            self._on_step = on_step

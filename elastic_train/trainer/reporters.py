@@ -66,12 +66,12 @@ class LiveReporter:
             console=console, auto_refresh=False, transient=False, redirect_stdout=True, redirect_stderr=True
         )
         self._drawn_at = float("-inf")
-        self._live.start()
 
     def update(self, model: ProgressModel, now: float, happenings: Iterable[Happening]) -> None:
         """Redraw at most ten times a second, at once where something happened."""
         if any(True for _ in happenings) or now - self._drawn_at >= _REFRESH_EVERY_S:
             self._drawn_at = now
+            self._live.start()  # not before there is something to show; later calls do nothing
             self._live.update(render(model, now), refresh=True)
 
     def worker_line(self, worker_id: WorkerId, rank: int | None, line: str) -> None:
@@ -82,7 +82,9 @@ class LiveReporter:
         )
 
     def close(self, model: ProgressModel, now: float) -> None:
-        """Leave the last state on the screen."""
+        """Leave the last state on the screen, if anything was ever shown."""
+        if not self._live.is_started:
+            return
         self._live.update(render(model, now), refresh=True)
         self._live.stop()
 

@@ -41,7 +41,7 @@ class WorkerSpec:
     """What a worker process is told when it starts: the argument of ``trainer.worker_process:main``, as a plain dict.
 
     Attributes:
-        job: Name of the job; with `coordination` it finds everything else there (JobRecord).
+        job: Name of the job. What all must agree on (bounds, shards, seed) is in its JobRecord.
         coordination: URL of the coordination service, or the path of a file that holds it by the time a worker starts
             (so the warm pool can import while the service comes up, and no password is in a process's arguments).
         payload: File with the pickled train function (``payload.load_payload``).
@@ -50,8 +50,7 @@ class WorkerSpec:
         fence_base: Added to a world's fence (an etcd revision) for durable writes, so that fences rise from run to run
             though every run may have a fresh etcd.
         framework: Name of the adapter below ``adapters.framework``.
-        seed, logical_shards, deterministic: See DataConfig.
-        checkpoint: Fields of CheckpointConfig. failure: of FailureConfig. timeouts: of TimeoutConfig.
+        checkpoint: Fields of CheckpointConfig. timeouts: of TimeoutConfig.
     """
 
     job: str
@@ -61,11 +60,7 @@ class WorkerSpec:
     storage: str
     fence_base: int
     framework: str
-    seed: int
-    logical_shards: int
-    deterministic: bool
     checkpoint: dict[str, Any]
-    failure: dict[str, Any]
     timeouts: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,14 +84,9 @@ class WorkerSpec:
         """Return how long to wait for what."""
         return TimeoutConfig(**self.timeouts)
 
-    def failure_config(self) -> FailureConfig:
-        """Return what counts as a failure."""
-        return FailureConfig(**self.failure)
-
 
 def worker_spec(settings: JobSettings, *, coordination: str, storage: str, payload: Path, journal: Path) -> WorkerSpec:
-    """Return what the workers of a job are told; `settings` must be resolved."""
-    assert settings.data.logical_shards is not None
+    """Return what the workers of a job are told."""
     return WorkerSpec(
         job=settings.name,
         coordination=coordination,
@@ -105,11 +95,7 @@ def worker_spec(settings: JobSettings, *, coordination: str, storage: str, paylo
         storage=storage,
         fence_base=time.time_ns() // 1_000_000,
         framework=settings.framework,
-        seed=settings.data.seed,
-        logical_shards=settings.data.logical_shards,
-        deterministic=settings.data.deterministic,
         checkpoint=asdict(settings.checkpoint),
-        failure=asdict(settings.failure),
         timeouts=asdict(settings.timeouts),
     )
 

@@ -20,7 +20,7 @@ def _steps(membership_epoch: int, first: int, *commits: float, samples: int = 8)
     return [CommittedStep(first + index, membership_epoch, at, samples) for index, at in enumerate(commits)]
 
 
-def _nonzero(goodput: Goodput) -> dict[Bucket, float]:
+def _nonzero(goodput: Goodput) -> dict[Bucket, object]:
     return {bucket: pytest.approx(spent_s) for bucket, spent_s in goodput.seconds.items() if spent_s}
 
 

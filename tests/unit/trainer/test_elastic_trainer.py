@@ -85,4 +85,4 @@ def test_the_public_names_are_found_lazily_and_completely() -> None:
     assert all(getattr(et, name) is not None for name in et.__all__)
     assert set(et.__all__) <= set(dir(et))
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
-        _ = et.Trainer  # type: ignore[attr-defined]
+        _ = et.Trainer
