@@ -63,7 +63,7 @@ class Repository:
         self.reader = Reader(self.catalog, self.codecs, self.settings.io_threads)
         self.collector = Collector(self.catalog)
         self._committer = Committer(self.catalog)
-        self._writer = Writer(store, self.keys, self.settings.chunk_nbytes, self.settings.io_threads)
+        self._writer = Writer(store, self.keys, self.settings.chunk_nbytes)
 
     @property
     def store(self) -> ObjectStore:

@@ -29,7 +29,7 @@ class Settings:
         allow_pickle: Whether values that are neither tensors nor plain are pickled, and pickles are read.
         chunk_nbytes: What is compared, verified and left out as one; a multiple of 4096.
         stage_threads: How many threads copy, the caller's among them.
-        io_threads: How many requests and hashes are under way at once.
+        io_threads: How many requests are under way at once, most of all while loading.
         gather_timeout_s: How long rank 0 waits for the other writers.
         retry_for_s: How long a failed save is tried again, unless a newer one waits.
         first_retry_s: The first pause; each further one is twice as long, up to `last_retry_s`.

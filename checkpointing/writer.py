@@ -15,11 +15,7 @@ from checkpointing.core.manifest import Extent, StoredBox, StoredFile
 from checkpointing.core.naming import Keys, ManifestName
 from checkpointing.core.records import ShardRecord, structure_digest
 from checkpointing.core.tensorfile import Entry, encode_header, safe_entry_name
-from checkpointing.fetch import for_each
 from storage.store import ObjectStore
-
-_HASH_NBYTES = 32 << 20
-"""How much one hashing task takes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,31 +74,24 @@ class Writer:
         store: Where to.
         keys: The job's keys.
         chunk_nbytes: The chunk size.
-        threads: How many hash.
     """
 
-    def __init__(self, store: ObjectStore, keys: Keys, chunk_nbytes: int, threads: int = 2) -> None:
+    def __init__(self, store: ObjectStore, keys: Keys, chunk_nbytes: int) -> None:
         self._store = store
         self._keys = keys
         self._chunk_nbytes = chunk_nbytes
-        self._threads = threads
 
     def hash(self, staged: Staged) -> list[bytes]:
         """Return for each piece the checksums of its chunks, joined."""
-        digests: list[bytes] = [b""] * len(staged.pieces)
+        # One thread does 20 GiB/s; more of them would only take cores and the GIL from the train loop.
         body = staged.body.data
-
-        def hash_range(bounds: tuple[int, int]) -> None:
-            for number in range(*bounds):
-                piece = staged.pieces[number]
-                base = piece.body_offset - piece.start
-                digests[number] = b"".join(
-                    digest(body[base + start : base + stop])
-                    for start, stop in chunk_bounds(piece.start, piece.stop, self._chunk_nbytes)
-                )
-
-        for_each(hash_range, _ranges(staged.pieces), self._threads)
-        return digests
+        return [
+            b"".join(
+                digest(body[piece.body_offset + start - piece.start : piece.body_offset + stop - piece.start])
+                for start, stop in chunk_bounds(piece.start, piece.stop, self._chunk_nbytes)
+            )
+            for piece in staged.pieces
+        ]
 
     def write(self, staged: Staged, digests: Sequence[bytes], index: ChunkIndex, attempt: int) -> Written:
         """Write what `index` does not have, as one file, and return what this writer answers for.
@@ -162,20 +151,6 @@ class Writer:
         nbytes = sum(buffer.nbytes for buffer in buffers)
         self._store.put(key, buffers)
         return StoredFile(key, nbytes, len(header), hex_digest(header))
-
-
-def _ranges(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
-    """Cut the list of pieces into ranges of about the same number of bytes."""
-    ranges: list[tuple[int, int]] = []
-    first = size = 0
-    for number, piece in enumerate(pieces):
-        size += piece.nbytes
-        if size >= _HASH_NBYTES:
-            ranges.append((first, number + 1))
-            first, size = number + 1, 0
-    if first < len(pieces):
-        ranges.append((first, len(pieces)))
-    return ranges
 
 
 def _entry(leaf: LeafSpec, run: Run) -> Entry:
