@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from elastic_train.core.bounds import Bounds
 from elastic_train.core.effects import (
@@ -24,12 +24,8 @@ from elastic_train.core.effects import (
     SealWorld,
 )
 from elastic_train.core.events import (
-    DrainRequested,
     Event,
-    LaunchFailed,
     Loss,
-    ResizeRequested,
-    StopRequested,
     Tick,
     WorkerAcknowledged,
     WorkerAnsweredProbe,
@@ -49,36 +45,17 @@ from elastic_train.core.records import (
     Failure,
     Suspicion,
     WorkerId,
-    WorkerRecord,
     WorkerStatus,
     WorldRecord,
 )
 from elastic_train.core.recovery import Remains, resume
 from elastic_train.core.table import TABLE
-from elastic_train.core.world import JobState, Life, Phase
+from elastic_train.core.world import JobState, Phase
+from tests.unit.core.invariants import check
+from tests.unit.core.simulated_worker import SimulatedWorker
 
 Choose = Callable[[int], int]
 """Returns a number in ``range(n)``."""
-
-
-@dataclass
-class SimulatedWorker:
-    """One worker process and what it has said that the controller has not heard yet."""
-
-    worker_id: WorkerId
-    alive: bool = True
-    stopped: bool = False
-    ready: bool = False
-    finished: bool = False
-    external: bool = False
-    sealed: int = 0  # membership epoch it took its place in
-    acknowledged: int = 0
-    probed: int = 0
-    complains_s: float = 0.0  # not again before
-    status: WorkerStatus = WorkerStatus.STARTING
-    appeared: int = 0  # order of first records; 0: none yet
-    has_record: bool = False
-    said: deque[Event] = field(default_factory=deque)
 
 
 class SimulatedJob:
@@ -160,7 +137,7 @@ class SimulatedJob:
         """Let time pass while everybody goes on and is heard at once."""
         until_s = self.now_s + seconds
         while not self.state.phase.is_terminal:
-            while self.deliver(_first) or self.progress(_first):
+            while self.deliver(first) or self.progress(first):
                 pass
             at_s = wake_at(self.state, self.bounds)
             if at_s is None or at_s > until_s:
@@ -306,7 +283,7 @@ class SimulatedJob:
         remains = Remains(
             world=self.world,
             fence=self.revision if self.world is not None and self.world.stage == "sealed" else 0,
-            workers=tuple(_record(worker) for worker in known),
+            workers=tuple(worker.record for worker in known),
             memo=self.memo,
             ours=frozenset(w.worker_id for w in self.workers.values() if not w.external and (w.alive or w.said)),
         )
@@ -408,36 +385,9 @@ class SimulatedJob:
     # ------------------------------------------------------------------ invariants
 
     def check(self, before: JobState) -> None:
-        state, bounds = self.state, self.bounds
-        assert state.fence >= before.fence, "a fence went back"
-        assert state.membership_epoch >= before.membership_epoch, "a membership epoch went back"
-        assert (state.proposal is not None) == (state.phase in (Phase.FORMING, Phase.SWITCHING, Phase.STOPPING))
-        counted = Counter(worker.life for worker in state.workers.values())
-        assert counted == Counter({life: n for life, n in state.census.items() if n}), "the census is wrong"
-        assert state.draining == {
-            w.worker_id
-            for w in state.workers.values()
-            if w.drain is not None and w.life not in (Life.LEAVING, Life.FINISHED)
-        }
-        for record in _records(state):
-            assert len(set(record.members)) == len(record.members), "a worker has two ranks"
-        if state.world is not None and state.world != before.world:
-            self._check_sealed(before)
-        assert bounds.min_workers <= state.wanted <= bounds.max_workers
-        if state.phase.is_terminal:
-            assert self.outcome is not None
-
-    def _check_sealed(self, before: JobState) -> None:
-        world = self.state.world
-        assert world is not None
-        size = len(world.members)
-        assert size <= self.bounds.max_workers, f"{size} members are too many"
-        tail = any(self.state.workers[m].life is Life.FINISHED for m in world.members)
-        assert size >= self.bounds.min_workers or tail, f"{size} members are too few"
-        if before.world is not None:
-            assert world.membership_epoch > before.world.membership_epoch
-            both = [m for m in before.world.members if m in world.members]
-            assert list(world.members[: len(both)]) == both, "a younger worker got a senior's rank"
+        """Check what must hold after every step."""
+        check(before, self.state, self.bounds)
+        assert not self.state.phase.is_terminal or self.outcome is not None
 
     @property
     def is_healthy(self) -> bool:
@@ -445,94 +395,10 @@ class SimulatedJob:
         return self.state.phase is Phase.RUNNING and self._trains(self._current())
 
 
-def _record(worker: SimulatedWorker) -> WorkerRecord:
-    return WorkerRecord(worker.worker_id, worker.status, acknowledged=worker.acknowledged, probe=worker.probed)
-
-
-def _records(state: JobState) -> list[WorldRecord]:
-    return [holder.record for holder in (state.world, state.proposal) if holder is not None]
-
-
 def _restamped(event: Event, at_s: float) -> Event:
     return replace(event, at_s=at_s)
 
 
-def nemesis(job: SimulatedJob, choose: Choose) -> None:
-    """Do one thing: most often let the job go on, sometimes hurt it."""
-    alive = [worker for worker in job.workers.values() if worker.alive]
-    what = choose(80)
-    if what < 63:
-        _go_on(job, what, choose)
-    elif what == 63:
-        job.join()
-    elif what == 64:
-        workers = choose(job.bounds.max_workers + 2)
-        job.request(ResizeRequested(at_s=job.now_s, workers=workers, request_id=f"r{job.now_s}"))
-    elif what == 65 and choose(6) == 0:
-        job.request(StopRequested(at_s=job.now_s, reason="enough", request_id="stop"))
-    elif what == 66 and choose(3) == 0:
-        job.finish_world()
-    elif alive:
-        _hurt(job, alive[choose(len(alive))], what, choose)
-
-
-def _go_on(job: SimulatedJob, what: int, choose: Choose) -> None:
-    if what < 30:
-        job.deliver(choose)
-    elif what < 48:
-        job.progress(choose)
-    elif what < 52:
-        job.tick()
-    elif what < 60:
-        job.pass_time((0.001, 0.01, 0.03, 0.1, 0.5, 2.0, 15.0, 100.0)[choose(8) if choose(4) == 0 else choose(4)])
-    else:
-        job.complain()
-
-
-def _hurt(job: SimulatedJob, worker: SimulatedWorker, what: int, choose: Choose) -> None:
-    if what in (67, 68, 69):
-        job.kill(worker)
-    elif what == 70:
-        job.kill(worker, why=Loss.LEASE)
-    elif what in (71, 72):
-        worker.stopped = True
-    elif what == 73:
-        job.wake(worker)
-    elif what == 74 and worker.ready and choose(4) == 0:
-        job.fail(worker)
-    elif what in (75, 76):
-        deadline = (None, job.now_s + 1.0, job.now_s + 60.0)[choose(3)]
-        job.request(
-            DrainRequested(at_s=job.now_s, worker_ids=(worker.worker_id,), deadline_at_s=deadline, request_id=None)
-        )
-    elif what == 77 and not worker.ready and not worker.external:
-        worker.alive = False
-        worker.said.clear()
-        worker.said.append(LaunchFailed(at_s=0, worker_id=worker.worker_id, detail="fork failed"))
-    elif what == 79:
-        job.take_over()
-    elif what == 78:
-        worker.said.append(WorkerLost(at_s=0, worker_id=worker.worker_id, why=Loss.SUSPECTED, detail="actor died"))
-
-
-def heal(job: SimulatedJob, limit: int = 2000) -> int:
-    """End all faults, let all behave, and return how many moves it took until training went on or the job ended."""
-    for worker in job.workers.values():
-        if worker.stopped and worker.external:
-            worker.alive = False  # its machine is given up: the lease ends
-            worker.said.append(WorkerLost(at_s=0, worker_id=worker.worker_id, why=Loss.LEASE))
-    for moves in range(limit):
-        if job.state.phase.is_terminal or (
-            job.is_healthy and not any(w.said for w in job.workers.values()) and not job.internal
-        ):
-            return moves
-        if job.deliver(_first) or job.progress(_first) or (not job.state.probe and job.complain()):
-            continue
-        if not job.tick():
-            job.pass_time(3.0)  # until somebody complains
-            job.expire_leases()
-    raise AssertionError("stuck: " + "\n".join(job.log[-40:]) + f"\n{job.state}")
-
-
-def _first(_: int) -> int:
+def first(_: int) -> int:
+    """Choose the first of anything."""
     return 0

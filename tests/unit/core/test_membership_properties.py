@@ -12,7 +12,8 @@ from elastic_train.core.events import Loss, Tick, WorldPublished
 from elastic_train.core.membership import TABLE, ImpossibleEvent, step
 from elastic_train.core.table import IMPOSSIBLE
 from elastic_train.core.world import JobState, Phase
-from tests.unit.core.simulated_job import Choose, SimulatedJob, heal, nemesis
+from tests.unit.core.nemesis import heal, nemesis
+from tests.unit.core.simulated_job import Choose, SimulatedJob
 
 
 @st.composite
@@ -53,7 +54,7 @@ def _begun(limits: Bounds, settled: bool) -> SimulatedJob:
 def test_whatever_happens_the_invariants_hold_and_training_goes_on_once_faults_stop(
     limits: Bounds, drawn: list[int], settled: bool
 ) -> None:
-    """See SimulatedJob.check: fences and epochs rise, one world an epoch, ranks, bounds, declared phases."""
+    """See invariants.check: fences and epochs rise, one world an epoch, ranks, bounds, declared phases."""
     job = _begun(limits, settled)
     choose, rest = _chooser(drawn)
     while not job.state.phase.is_terminal and next(rest, None) is not None:
