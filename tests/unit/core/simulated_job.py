@@ -68,7 +68,6 @@ class SimulatedJob:
         self.workers: dict[WorkerId, SimulatedWorker] = {}
         self.world: WorldRecord | None = None  # newest record written
         self.sealed: dict[int, WorldRecord] = {}
-        self.proposed: list[int] = []
         self.revision = 100
         self.internal: deque[Event] = deque()
         self.launches: list[float] = []
@@ -83,8 +82,7 @@ class SimulatedJob:
 
     def feed(self, event: Event) -> None:
         """Give one event to the core, perform the effects, check the invariants."""
-        before = self.state
-        transition = step(before, event, self.bounds)
+        before, transition = self.state, step(self.state, event, self.bounds)
         self.state = transition.state
         self.observed[before.phase, type(event).__name__, self.state.phase] += 1
         declared = TABLE[before.phase, type(event)].goes_to | TABLE[before.phase, Tick].goes_to | {before.phase}
@@ -315,8 +313,6 @@ class SimulatedJob:
                 self.outcome = effect
             case NoteMembershipEpoch(change):
                 assert change.took_s >= 0
-            case _:
-                pass
 
     def _launch(self, worker_ids: tuple[WorkerId, ...]) -> None:
         for worker_id in worker_ids:
