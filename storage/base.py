@@ -91,6 +91,10 @@ class Backend(abc.ABC):
     #: Whether :meth:`put_token` can tell who wrote an object.
     records_tokens: bool = False
 
+    #: Whether the client may silently send a request again whose answer it has not seen. A conditional put can then
+    #: lose to itself at its first try; its token tells.
+    repeats_requests: bool = False
+
     #: Whether the server behind a standard protocol may accept conditions and not keep them: they are tried first.
     may_ignore_conditions: bool = False
 

@@ -110,15 +110,27 @@ class BucketNotFound(NotFound):
 
 
 class AlreadyExists(StorageError):
-    """Report that a put-if-absent found an object."""
+    """Report that a put-if-absent found an object.
+
+    Attributes:
+        maybe_applied: whether an unanswered try of this put may have made an object that was
+            replaced or removed before the next try. One that is still there is recognised.
+    """
 
     summary = "the object exists already"
+    maybe_applied = False
 
 
 class PreconditionFailed(StorageError):
-    """Report that a put-if-match found another version, or none."""
+    """Report that a put-if-match found another version, or none.
+
+    Attributes:
+        maybe_applied: whether an unanswered try of this put may have succeeded and been
+            overwritten before the next try. A version that is still there is recognised.
+    """
 
     summary = "the object is not the version expected"
+    maybe_applied = False
 
 
 class RangeNotSatisfiable(StorageError):

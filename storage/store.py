@@ -18,6 +18,8 @@ from storage.errors import (
     PreconditionFailed,
     StorageError,
     StoreClosed,
+    Throttled,
+    TransientError,
 )
 from storage.forking import reset_in_child
 from storage.keys import is_valid_key, validate_key, validate_prefix
@@ -142,7 +144,8 @@ class ObjectStore:
 
         Raises:
             AlreadyExists: ``if_absent``, and another put made the object.
-            PreconditionFailed: ``if_match``, and the object has another etag or is gone.
+            PreconditionFailed: ``if_match``, and the object has another etag or is gone. Of both, ``maybe_applied``
+                is true if a first try went unanswered and may have succeeded, only to be replaced since.
             CapabilityError: the backend cannot guarantee the condition.
             DeadlineExceeded: with ``maybe_applied`` true if a request was sent but never answered.
         """
@@ -326,18 +329,22 @@ class ObjectStore:
             payload.spool()
         nbytes = payload.nbytes if payload.is_replayable else 0
         weight = self._backend.request_count(nbytes)
-        attempts = 0
+        in_doubt = False  # whether a try went unanswered, and may have taken effect
 
         def attempt() -> ObjectInfo:
-            nonlocal attempts
-            attempts += 1
+            nonlocal in_doubt
             try:
                 return self._backend.put(key, payload, condition)
-            except (AlreadyExists, PreconditionFailed):
-                ours = self._recognise(key, payload, condition, retried=attempts > 1)
+            except (AlreadyExists, PreconditionFailed) as lost:
+                suspicious = in_doubt or self._backend.repeats_requests
+                ours = self._recognise(key, payload, condition) if suspicious else None
                 if ours is None:
+                    lost.maybe_applied = in_doubt
                     raise
                 return ours
+            except TransientError as error:
+                in_doubt = in_doubt or not isinstance(error, Throttled)
+                raise
 
         return self._run("put", key, attempt, writes=True, weight=weight, nbytes=nbytes)
 
@@ -348,17 +355,13 @@ class ObjectStore:
             return True
         return False
 
-    def _recognise(self, key: str, payload: Payload, condition: Condition, *, retried: bool) -> ObjectInfo | None:
+    def _recognise(self, key: str, payload: Payload, condition: Condition) -> ObjectInfo | None:
         """Return the object if it is the one that an unanswered try of this very put wrote."""
-        if not self._backend.is_remote:
-            return None
         try:
             if self._backend.records_tokens:
-                # Also at the first try: HTTP clients repeat a PUT by themselves where a connection was closed.
                 ours = self._backend.put_token(key) == condition.token
             else:
-                # Without a token only the content can tell, and only a retry can be in doubt.
-                ours = retried and self._holds(key, payload)
+                ours = self._holds(key, payload)
             return self._backend.head(key) if ours else None
         except NotFound:
             return None

@@ -41,6 +41,7 @@ _BY_NAME: dict[str, type[StorageError]] = {
     "EndpointConnectionError": ConnectionLost,
     "ConnectionClosedError": ConnectionLost,
     "ProxyConnectionError": ConnectionLost,
+    "SSLError": BackendError,  # a certificate that is not trusted stays so
     "HTTPClientError": ConnectionLost,
     "ResponseStreamingError": TruncatedBody,
     "IncompleteReadError": TruncatedBody,

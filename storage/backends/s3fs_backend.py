@@ -15,7 +15,7 @@ from storage.backends.credentials import Credentials, CredentialSource
 from storage.backends.fsspec_calls import call_fsspec, run_on_loop, translate
 from storage.backends.log_scrubbing import scrub_logs
 from storage.backends.settings import S3Settings, s3_settings
-from storage.base import Backend, Capabilities, Condition, ObjectInfo
+from storage.base import UNCONDITIONAL, Backend, Capabilities, Condition, ObjectInfo
 from storage.buffers import copy_bytes
 from storage.errors import (
     BucketNotFound,
@@ -75,6 +75,7 @@ class S3fsBackend(Backend):
     client = "s3fs"
     is_remote = True
     records_tokens = True
+    repeats_requests = True  # aiohttp does, once, where a connection breaks
 
     def __init__(
         self, bucket: str, prefix: str, settings: S3Settings, scrubber: Scrubber, source: CredentialSource | None
@@ -113,7 +114,7 @@ class S3fsBackend(Backend):
             return await self._put_parts(fs, key, data, headers, metadata)
 
         try:
-            answer = self._run(send, self._timeout_s(nbytes), if_absent=condition.if_absent)
+            answer = self._run(send, self._timeout_s(nbytes), condition)
         except BucketNotFound:
             raise
         except NotFound:  # how S3 answers If-Match where there is no object
@@ -250,10 +251,12 @@ class S3fsBackend(Backend):
 
     async def _persist(self, request: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Send one part, again after transient failures: sending all parts again costs more."""
+        from botocore.exceptions import BotoCoreError
+
         for failures in range(_PART_RETRIES):
             try:
                 return await request()
-            except Exception as error:
+            except (OSError, BotoCoreError) as error:
                 if not isinstance(translate(error, self._scrubber), TransientError):
                     raise
             await asyncio.sleep(random.uniform(0.0, _PART_PAUSE_S * 2**failures))
@@ -272,13 +275,18 @@ class S3fsBackend(Backend):
     async def _request(self, fs: Any, method: str, key: str, **arguments: Any) -> Any:
         return await fs._call_s3(method, Bucket=self._bucket, Key=self._prefix + key, **arguments)
 
-    def _run(self, request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: float, *, if_absent: bool = False) -> T:
+    def _run(
+        self,
+        request: Callable[[Any], Coroutine[Any, Any, T]],
+        timeout_s: float,
+        condition: Condition = UNCONDITIONAL,
+    ) -> T:
         def call() -> T:
             fs = self._filesystem()
             return run_on_loop(fs.loop, request(fs), timeout_s)
 
         try:
-            result = call_fsspec(self._scrubber, call, if_absent=if_absent)
+            result = call_fsspec(self._scrubber, call, if_absent=condition.if_absent)
         except BucketNotFound:
             raise
         except NotFound as missing:

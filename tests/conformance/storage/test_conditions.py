@@ -91,6 +91,8 @@ def test_no_increment_is_lost_between_swapping_writers(subject: Subject) -> None
     stores = [subject.open() for _ in range(4)]
     stores[0].put("count", b"0 by nobody")
 
+    doubts: list[int] = []
+
     def increment(number: int) -> None:
         for turn in range(3):
             while True:
@@ -100,12 +102,15 @@ def test_no_increment_is_lost_between_swapping_writers(subject: Subject) -> None
                 data = f"{count + 1} by {number} in {turn}".encode()
                 try:
                     stores[number].put("count", data, if_match=info.etag)
-                except PreconditionFailed:
+                except PreconditionFailed as lost:
+                    if lost.maybe_applied:  # and overwritten since: no one can tell
+                        doubts.append(number)
                     continue
                 break
 
     assert _race(4, increment) == [None] * 4
-    assert stores[0].get("count").split()[0] == b"12"
+    assert 12 <= int(stores[0].get("count").split()[0]) <= 12 + len(doubts)
+    assert not doubts or subject.is_faulty
 
 
 def test_a_condition_that_cannot_be_kept_is_refused_and_stated(store: ObjectStore) -> None:

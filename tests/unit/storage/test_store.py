@@ -96,16 +96,18 @@ def test_a_create_whose_answer_was_lost_succeeds(store: ObjectStore, remote: Rem
 
 def test_a_create_is_not_ours_if_another_writer_came_first(store: ObjectStore, remote: Remote) -> None:
     store.put("key", b"theirs", if_absent=True)
-    with pytest.raises(AlreadyExists):
+    with pytest.raises(AlreadyExists) as caught:
         store.put("key", b"mine", if_absent=True)
+    assert not caught.value.maybe_applied
 
 
 def test_a_create_whose_object_was_replaced_meanwhile_is_reported_as_lost(store: ObjectStore, remote: Remote) -> None:
     remote.lose_answers = 1
     remote.before_answer = lambda: MemoryBackend.put(remote, "key", Payload(b"theirs"), Condition())
     remote.before_answer = _chain(remote.before_answer, lambda: remote.tokens.pop("key"))
-    with pytest.raises(AlreadyExists):
+    with pytest.raises(AlreadyExists) as caught:
         store.put("key", b"mine", if_absent=True)
+    assert caught.value.maybe_applied
     assert store.get("key") == b"theirs"
 
 
@@ -122,8 +124,9 @@ def test_a_swap_whose_object_was_deleted_meanwhile_is_reported_as_lost(store: Ob
     first = store.put("key", b"one")
     remote.lose_answers = 1
     remote.before_answer = lambda: remote.delete("key")
-    with pytest.raises(PreconditionFailed):
+    with pytest.raises(PreconditionFailed) as caught:
         store.put("key", b"two", if_match=first.etag)
+    assert caught.value.maybe_applied
 
 
 def test_each_conditional_put_has_a_token_of_its_own(store: ObjectStore, remote: Remote) -> None:
