@@ -142,14 +142,13 @@ class TestGradients:
         torch.testing.assert_close(ours, theirs)
 
     def test_parameters_of_several_types_and_memory_formats(self, alone: TorchGroup) -> None:
-        model: Any = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(4, 2)).to(
-            memory_format=torch.channels_last
-        )
-        model[2].double()
+        convolution: Any = nn.Conv2d(3, 4, 2)
+        convolution.to(memory_format=torch.channels_last)
+        model: Any = nn.Sequential(convolution, nn.Flatten(), nn.Linear(4, 2).double())
         engine = make(model, alone)
         engine.begin(PLAN)
 
-        def loss() -> torch.Tensor:
+        def loss() -> Any:
             image = torch.arange(12.0).reshape(1, 3, 2, 2)
             return model[2](model[1](model[0](image)).double()).square().mean()
 
