@@ -23,7 +23,7 @@ _FLAGS = (
     f"--initial-advertise-peer-urls={_ANY_PORT}",  # a single member has no peers to find it
     f"--initial-cluster=default={_ANY_PORT}",
     # A single member waits for one election time-out before it elects itself, and nobody can contest it: of the
-    # default second, a quarter is enough. Shorter still costs processor time: raft ticks with the heartbeat, all the time.
+    # default second, a quarter is enough. Shorter costs processor time: raft ticks with the heartbeat, all the time.
     "--heartbeat-interval=50",
     "--election-timeout=250",
     "--auto-compaction-mode=periodic",
