@@ -37,7 +37,10 @@ def main(raw_spec: dict[str, Any]) -> None:
     spec = WorkerSpec.from_dict(raw_spec)
     place = _Place(WorkerId(raw_spec["worker_id"]), int(raw_spec["worker_index"]))
     with _worker(spec, place) as runtime:
-        train = load_payload(Path(spec.payload))
+
+        def train() -> Any:
+            return load_payload(Path(spec.payload))()  # what cannot be loaded here is the user's failure too
+
         exit_code = run_train_function(runtime, train, save_at_end=spec.checkpoint_config().at_end)
     sys.exit(exit_code)
 

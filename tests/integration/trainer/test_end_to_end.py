@@ -119,3 +119,22 @@ def test_a_storage_that_cannot_be_written_is_found_before_anything_starts(tmp_pa
 def test_an_etcd_that_does_not_answer_is_told_with_its_endpoint() -> None:
     with pytest.raises(et.CoordinationUnavailable, match=r"127\.0\.0\.1:1"):
         trainer_of(coordination="etcd://127.0.0.1:1").fit()
+
+
+class _OnlyHere:
+    """Pickles, and cannot be unpickled in another process: like a module that is not installed there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _refuse_elsewhere, (os.getpid(),)
+
+
+def _refuse_elsewhere(pid: int) -> _OnlyHere:
+    if os.getpid() != pid:
+        raise ModuleNotFoundError("No module named 'only_here'")
+    return _OnlyHere()
+
+
+def test_a_train_function_that_cannot_be_loaded_in_the_workers_ends_the_job_with_the_reason() -> None:
+    with pytest.raises(et.TrainingFailed, match="No module named 'only_here'") as caught:
+        trainer_of(config={"here": _OnlyHere()}).fit()
+    assert "load_payload" in str(caught.value.remote_traceback)
