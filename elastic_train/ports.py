@@ -276,12 +276,23 @@ class Group(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """This worker's share of one step, as the engine needs it."""
+    """This worker's share of one step, as the engine needs it.
+
+    Attributes:
+        seed: For this step and this worker's first logical shard; with `per_shard` for the step alone.
+        samples: In this worker's share.
+        per_shard: Whether every logical shard is computed by itself, and summed along `core.summation`'s tree.
+        shards: Half-open run of this worker's.
+        logical_shards: How many there are, all members together.
+    """
 
     step: int
-    seed: int  # for this step and this worker's first logical shard
-    samples: int  # in this worker's share
+    seed: int
+    samples: int
     global_samples: int
+    per_shard: bool = False
+    shards: tuple[int, int] = (0, 1)
+    logical_shards: int = 1
 
 
 class StepEngine(Protocol):
@@ -300,6 +311,15 @@ class StepEngine(Protocol):
 
     def begin(self, plan: StepPlan) -> None:
         """Open a step: zero gradients, seed the generators, remember what a rollback needs."""
+
+    def open_part(self, shard: int, samples: int, seed: int) -> None:
+        """Come to the next part of a step with `per_shard`: a piece of this shard; seed the generators.
+
+        Args:
+            shard: Which. Shards come in order, the parts of each one after the other.
+            samples: In this part; 0: it counts for nothing.
+            seed: For every generator that user code draws from.
+        """
 
     def backward(self, loss: Any, samples: int, *, last: bool) -> Any:
         """Accumulate the gradient of ``loss * samples / global_samples``; return the detached loss.

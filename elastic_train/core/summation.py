@@ -3,8 +3,8 @@
 Floating point addition is not associative: a sum has the same bits at every world size only if the same numbers are
 added in the same pairs. So the pairs are fixed once for all: the sum over shards ``[low, high)`` is that of its first
 half, whose length is the largest power of two below ``high - low``, plus that of the rest. Each sum of a run of shards
-is a *node*, ``(low, high)``. A worker that holds a run of shards can compute every node inside it alone; what is left to
-add between workers is the top of the tree.
+is a *node*, ``(low, high)``. A worker that holds a run of shards can compute every node inside it alone; what is left
+to add between workers is the top of the tree.
 
 This is pairwise summation: its worst error grows with the logarithm of the number of terms (Higham: The accuracy of
 floating point summation, SIAM J. Sci. Comput. 14, 1993), that of adding one worker after the other with the number.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
@@ -42,7 +43,7 @@ def test_a_run_consists_of_nodes_of_the_tree_and_of_few(shards: int, data: st.Da
     assert set(nodes) <= tree(0, shards)
     assert [shard for node in nodes for shard in range(*node)] == list(range(low, high))
     assert len(nodes) <= max(1, 2 * math.ceil(math.log2(shards + 1)))
-    assert not any(are_siblings(*pair, shards) for pair in zip(nodes, nodes[1:], strict=False))
+    assert not any(are_siblings(*pair, shards) for pair in pairwise(nodes))
 
 
 @given(SHARDS)

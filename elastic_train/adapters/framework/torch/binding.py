@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,17 +23,6 @@ def check_loss(loss: Any) -> None:
         raise UsageError(
             "the loss given to step.backward() has no gradient: it was detached, or computed under torch.no_grad()."
         )
-
-
-def seed_generators(seed: int) -> None:
-    """Seed every generator that user code draws from: torch's, numpy's, Python's."""
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed() looks for every kind of device: 100 times the cost
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(seed)
-    random.seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(seed % (1 << 32))
 
 
 def distinct_parameters(modules: Mapping[str, torch.nn.Module]) -> list[torch.nn.Parameter]:

@@ -13,14 +13,15 @@ from elastic_train.adapters.framework.torch.binding import (
     distinct_parameters,
     refuse_sparse_gradients,
     refuse_strangers,
-    seed_generators,
 )
 from elastic_train.adapters.framework.torch.buffers import Buffers
 from elastic_train.adapters.framework.torch.description import Description, check_items, describe
+from elastic_train.adapters.framework.torch.generators import seed_generators
 from elastic_train.adapters.framework.torch.gradients import GradientBuckets
 from elastic_train.adapters.framework.torch.group import TorchGroup
 from elastic_train.adapters.framework.torch.reducer import GradientReducer
 from elastic_train.adapters.framework.torch.rollback import Undo
+from elastic_train.adapters.framework.torch.sharded import ShardedStep
 from elastic_train.adapters.framework.torch.state import bind_item
 from elastic_train.adapters.framework.torch.transfer import receive_tensors, send_tensors
 from elastic_train.errors import GroupBroken, UsageError
@@ -56,6 +57,7 @@ class TorchStepEngine:
         self._plan: StepPlan | None = None
         self._passes = 0  # backward passes in this phase
         self._phase = 0
+        self._phase_open = False
         self._protect: bool | None = None  # whether steps need a copy of the state; None: not known yet
         self._may_overlap = True
         self._reduced_at: list[int] = []  # versions of the parameters when the last phase had been reduced
@@ -66,6 +68,7 @@ class TorchStepEngine:
         self._intact = True
         self._gradients = GradientBuckets([], 0)
         self._reducer = GradientReducer(self._gradients)
+        self._sharded: ShardedStep | None = None  # in steps that keep logical shards apart
         self._look_for_changes()
 
     @property
@@ -95,6 +98,11 @@ class TorchStepEngine:
         self._buffers.begin(everything=self._protect is None)
         self._plan = plan
         self._phase = 0
+        if plan.per_shard:
+            if self._sharded is None:
+                self._sharded = ShardedStep(self._gradients, self._buffers)
+                self._reducer.shard_sums = self._sharded.sums
+            self._sharded.begin(plan)
         self._others_calls = self._user_collectives()
         self._begin_phase()
         seed_generators(plan.seed)
@@ -110,8 +118,12 @@ class TorchStepEngine:
         """
         plan = self._open_plan()
         check_loss(loss)
-        if self._phase and self._passes == 0:
+        if not self._phase_open:
             self._begin_phase()
+        if self._sharded is not None:
+            if samples == 0:
+                return loss.detach()  # of a filler, whose shards must stay as good as untouched
+            self._sharded.before_backward(last=last)
         self._gradients.install(first=self._passes == 0)
         self._passes += 1
         weight = torch.full_like(loss, samples / plan.global_samples)
@@ -123,6 +135,19 @@ class TorchStepEngine:
             self._reducer.disarm()
         self._gradients.accumulated()
         return loss.detach()
+
+    def open_part(self, shard: int, samples: int, seed: int) -> None:
+        """Come to the next part of a step that keeps logical shards apart: a piece of this shard.
+
+        Args:
+            shard: Which. Shards come in order, the parts of each one after the other.
+            samples: In this part; 0: it counts for nothing.
+            seed: For every generator.
+        """
+        assert self._sharded is not None
+        if not self._phase_open:
+            self._begin_phase()
+        self._sharded.open_part(shard, samples, seed)
 
     def reduce(self, control: Sequence[float]) -> list[float]:
         """Complete the reduction of gradients; return `control` summed elementwise (in single precision).
@@ -138,7 +163,7 @@ class TorchStepEngine:
         touched = self._gradients.touched()
         if self._passes == 0 and any(touched):
             raise UsageError("gradients were accumulated by loss.backward(). Write step.backward(loss) instead.")
-        if group.world_size == 1:
+        if group.world_size == 1 and self._sharded is None:
             self._gradients.show(touched)
             summed = list(control)
         else:
@@ -154,14 +179,14 @@ class TorchStepEngine:
             self._undo.drop()
         else:
             self._undo.free()
-        self._plan = None
+        self._end_step()
         self._whole = self._intact = True
 
     def rollback(self) -> None:
         """Undo every trace of the open step: parameters, optimizers, buffers, gradients. Without one: do nothing."""
         if self._plan is None:
             return
-        self._plan = None
+        self._end_step()
         self._buffers.restore()
         if self._undo.held:
             self._undo.restore()
@@ -188,15 +213,24 @@ class TorchStepEngine:
             raise UsageError("step.backward() and the loop over a step's parts belong inside `with step:`.")
         return self._plan
 
+    def _end_step(self) -> None:
+        self._plan = None
+        if self._sharded is not None:
+            self._sharded.end()
+
     def _begin_phase(self) -> None:
         if self._phase:
             self._protect = True
+        self._phase_open = True
         self._passes = 0
         self._gradients.zero()
         self._reducer.begin()
+        if self._sharded is not None:
+            self._sharded.begin_phase()
 
     def _close_phase(self) -> None:
         self._phase += 1
+        self._phase_open = False
         self._passes = 0
         self._reduced_at = self._versions()
 
@@ -211,7 +245,7 @@ class TorchStepEngine:
     ) -> list[float]:
         if len(control) > _MOST_CONTROLS:
             raise UsageError(f"{len(control)} control values; there is room for {_MOST_CONTROLS}.")
-        changed = self._buffers.changed()
+        changed = self._buffers.changed() if self._sharded is None else self._sharded.complete()
         numbers = [float(self._reducer.misjudged), *control, *touched, *changed]
         tail = self._gradients.tail[: len(numbers)]
         tail.copy_(torch.tensor(numbers, dtype=tail.dtype))
@@ -228,7 +262,9 @@ class TorchStepEngine:
         touched_end = controls_end + len(touched)
         self._gradients.show(sums[controls_end:touched_end])
         changed_by_any = [bool(count) for count in sums[touched_end:]]
-        if any(changed_by_any):
+        if self._sharded is not None:
+            self._sharded.close_phase(changed_by_any, group)
+        elif any(changed_by_any):
             self._buffers.average(changed_by_any, plan.samples / plan.global_samples, group)
         return sums[1:controls_end]
 
@@ -250,6 +286,7 @@ class TorchStepEngine:
         for parameter in self._parameters:
             parameter.grad = None
         trained = [parameter for parameter in self._parameters if parameter.requires_grad]
+        self._sharded = None
         self._gradients = GradientBuckets(trained, 1 + _MOST_CONTROLS + len(trained) + len(self._buffers))
         self._reducer = GradientReducer(self._gradients)
         self.attach(self._group)

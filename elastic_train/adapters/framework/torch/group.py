@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Protocol
@@ -13,6 +13,7 @@ import torch
 
 from elastic_train.adapters.framework.torch.collectives import Collectives
 from elastic_train.adapters.framework.torch.mesh import Mesh
+from elastic_train.adapters.framework.torch.ordered_sum import OrderedSum
 from elastic_train.errors import GroupBroken
 
 
@@ -41,6 +42,7 @@ class TorchGroup:
         self._mesh = mesh
         self._process_group = process_group
         self._collectives = Collectives(mesh)
+        self._ordered = OrderedSum(mesh)
         self._background = _Background(self._run)
         self._lock = threading.Lock()
         self._broken: str | None = None
@@ -94,6 +96,24 @@ class TorchGroup:
         """
         self._raise_if_broken()
         self._background.submit(lambda: self._collectives.all_reduce(tensor))
+
+    def ordered_sum(self, parts: Callable[[], Sequence[torch.Tensor]], out: torch.Tensor, shards: int) -> None:
+        """Sum along the tree over logical shards, in the calling thread; see `OrderedSum.all_reduce`.
+
+        Raises:
+            GroupBroken: A member is gone, or the group was aborted.
+        """
+        self._background.wait()
+        self._run(lambda: self._ordered.all_reduce(parts(), out, shards))
+
+    def start_ordered_sum(self, parts: Callable[[], Sequence[torch.Tensor]], out: torch.Tensor, shards: int) -> None:
+        """Begin to sum along the tree over logical shards; `wait` before using `out`.
+
+        Raises:
+            GroupBroken: The group is broken already.
+        """
+        self._raise_if_broken()
+        self._background.submit(lambda: self._ordered.all_reduce(parts(), out, shards))
 
     def wait(self) -> None:
         """Wait for all that was started.

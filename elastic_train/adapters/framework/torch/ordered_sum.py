@@ -89,9 +89,8 @@ class OrderedSum:
                 {o: byte_view(slots[first[o] + turn]) for o in self._others if turn < len(nodes[o])},
                 lambda other, turn=turn: folding.arrive(first[other] + turn),  # type: ignore[misc]
             )
-        self._mesh.exchange(
-            dict.fromkeys(self._others, byte_view(mine)), {other: byte_view(out_chunks[other]) for other in self._others}
-        )
+        views = {other: byte_view(out_chunks[other]) for other in self._others}
+        self._mesh.exchange(dict.fromkeys(self._others, byte_view(mine)), views)
 
     def _scratch_for(self, like: torch.Tensor, count: int) -> torch.Tensor:
         """Return `count` uninitialised elements of the same type; they are the next caller's too."""

@@ -10,6 +10,7 @@ import torch
 
 from elastic_train.adapters.framework.torch.gradients import GradientBuckets
 from elastic_train.adapters.framework.torch.group import TorchGroup
+from elastic_train.adapters.framework.torch.shard_sums import ShardSums
 
 _NEVER = -1
 
@@ -28,6 +29,8 @@ class GradientReducer:
 
     def __init__(self, gradients: GradientBuckets) -> None:
         self._gradients = gradients
+        self.shard_sums: ShardSums | None = None
+        """Where logical shards are kept apart: what is to be summed, along their tree."""
         self._early = len(gradients.flats) - 1  # buckets that could be reduced before `finish`
         self._group: TorchGroup | None = None
         self._hooks: list[Any] = []
@@ -94,8 +97,8 @@ class GradientReducer:
         group = self._group
         assert group is not None
         self._learn()
-        for flat in self._gradients.flats[len(self._launched) :]:
-            group.all_reduce(flat)
+        for bucket in range(len(self._launched), len(self._gradients.flats)):
+            self._reduce(group, bucket)
         group.wait()
         self._launched.clear()
 
@@ -126,7 +129,21 @@ class GradientReducer:
         self._ready.add(bucket)
         while (following := len(self._launched)) in self._ready:
             self._launched.append(sum(now[index] for index in self._gradients.members[following]))
-            self._group.start_all_reduce(self._gradients.flats[following])
+            self._start_reducing(self._group, following)
+
+    def _reduce(self, group: TorchGroup, bucket: int) -> None:
+        flat, sums = self._gradients.flats[bucket], self.shard_sums
+        if sums is None:
+            group.all_reduce(flat)
+        else:
+            group.ordered_sum(partial(sums.parts, bucket), flat, sums.shards)
+
+    def _start_reducing(self, group: TorchGroup, bucket: int) -> None:
+        flat, sums = self._gradients.flats[bucket], self.shard_sums
+        if sums is None:
+            group.start_all_reduce(flat)
+        else:
+            group.start_ordered_sum(partial(sums.parts, bucket), flat, sums.shards)
 
     def _hook(self, index: int, function: Callable[[torch.Tensor], None]) -> None:
         self._hooks.append(self._gradients.parameters[index].register_post_accumulate_grad_hook(function))
