@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from elastic_train.core.records import ControllerRecord, Keys, Stage, WorkerId, WorkerRecord, WorldRecord
+from elastic_train.core.records import ControllerRecord, Keys, ProbeRecord, Stage, WorkerId, WorkerRecord, WorldRecord
 from elastic_train.core.recovery import Remains
 from elastic_train.ports import Coordination, KeyValue, Snapshot
 
@@ -20,7 +20,7 @@ def find_remains(coordination: Coordination, keys: Keys, ours: frozenset[WorkerI
     """
     snapshot = coordination.list(keys.root)
     by_key = {item.key: item for item in snapshot.items}
-    world_item, memo_item = by_key.get(keys.world), by_key.get(keys.controller)
+    world_item, memo_item, probe_item = (by_key.get(key) for key in (keys.world, keys.controller, keys.probe))
     world = None if world_item is None else WorldRecord.from_bytes(world_item.value)
     remains = Remains(
         world=world,
@@ -28,6 +28,7 @@ def find_remains(coordination: Coordination, keys: Keys, ours: frozenset[WorkerI
         workers=tuple(_workers(keys, snapshot.items)),
         memo=None if memo_item is None else ControllerRecord.from_bytes(memo_item.value),
         ours=ours,
+        probe=0 if probe_item is None else ProbeRecord.from_bytes(probe_item.value).number,
     )
     return remains, snapshot, 0 if world_item is None else world_item.mod_revision
 

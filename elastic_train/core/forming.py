@@ -8,7 +8,7 @@ from elastic_train.core.draft import Draft
 from elastic_train.core.effects import MembershipChange, NoteMembershipEpoch, ProposeWorld, SealWorld
 from elastic_train.core.events import WorkerAcknowledged, WorldPublished
 from elastic_train.core.evolve import evolve
-from elastic_train.core.losing import ask, bury
+from elastic_train.core.losing import ask, bury, revive
 from elastic_train.core.records import Cause, Stage, Standing, WorkerId, WorldRecord
 from elastic_train.core.world import Change, Life, Phase, Proposal, Sealing, Worker, World
 
@@ -69,6 +69,8 @@ def propose(d: Draft, members: tuple[WorkerId, ...], cause: Cause, *, planned: b
     proposal = Proposal(record, d.now_s, frozenset(members))
     probe = state.probe if planned else None
     d.state = evolve(state, membership_epoch=record.membership_epoch, proposal=proposal, probe=probe, change=change)
+    if state.silent:  # the record tells them to leave
+        d.state = evolve(d.state, silent={})
     if planned:
         d.enter(Phase.SWITCHING if cause is not Cause.STOP else Phase.STOPPING)
     else:
@@ -103,6 +105,7 @@ def pause(d: Draft, reason: str) -> None:
 
 def acknowledge(d: Draft, event: WorkerAcknowledged) -> None:
     """Take a member's answer to the open proposal, or to one before it."""
+    revive(d, event.worker_id)
     proposal = d.state.proposal
     if proposal is None or proposal.record.membership_epoch != event.membership_epoch:
         d.say(f"{event.worker_id} acknowledged membership epoch {event.membership_epoch}, which is overtaken")

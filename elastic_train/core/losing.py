@@ -21,6 +21,9 @@ def lose(d: Draft, event: WorkerLost) -> None:
     """Take a worker for gone."""
     worker = d.state.workers.get(event.worker_id)
     obituary = _obituary(event)
+    if event.worker_id in d.state.silent:
+        silent = {who: other for who, other in d.state.silent.items() if who != event.worker_id}
+        d.state = evolve(d.state, silent=silent)
     if worker is None:
         if event.why is Loss.LEASE:
             d.state = evolve(d.state, gone=d.state.gone - {event.worker_id})
@@ -50,12 +53,29 @@ def miss_launch(d: Draft, event: LaunchFailed) -> None:
 
 
 def bury(d: Draft, worker_ids: Iterable[WorkerId], cause: Cause, verdict: str) -> None:
-    """Take workers for lost that the launcher has not seen exit, and end them; `verdict` follows their names."""
+    """Take workers for lost that the launcher has not seen exit, and end them; `verdict` follows their names.
+
+    Those that others started are not ours to end: they may come back, as long as no record has told them to leave.
+    """
     for worker_id in sorted(worker_ids):
         worker = d.state.workers[worker_id]
         obituary = f"{worker_id} {verdict}"
         d.kill(worker_id, obituary)
+        if not worker.ours:
+            d.state = evolve(d.state, silent={**d.state.silent, worker_id: worker})
         _mourn(d, worker, cause, obituary)
+
+
+def revive(d: Draft, worker_id: WorkerId) -> None:
+    """Take a worker back that was taken for lost too soon: it speaks, and nobody has told it to leave."""
+    worker = d.state.silent.get(worker_id)
+    if worker is None:
+        return
+    silent = {who: other for who, other in d.state.silent.items() if who != worker_id}
+    draining = d.state.draining | {worker_id} if worker.drain is not None else d.state.draining
+    d.state = evolve(d.state, silent=silent, gone=d.state.gone - {worker_id}, draining=draining)
+    d.put(worker)
+    d.say(f"{worker_id} lives after all")
 
 
 def part_badly(d: Draft, worker: Worker, reason: str) -> None:
@@ -181,6 +201,7 @@ def ask(d: Draft, why: str) -> None:
 
 def hear(d: Draft, event: WorkerAnsweredProbe) -> None:
     """Take a member's answer to a probe."""
+    revive(d, event.worker_id)
     probe = d.state.probe
     if probe is None or probe.number != event.probe or event.worker_id not in probe.missing:
         d.say(f"{event.worker_id} answered probe {event.probe}, which is closed")

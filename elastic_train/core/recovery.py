@@ -44,6 +44,7 @@ class Remains:
     workers: tuple[WorkerRecord, ...]
     memo: ControllerRecord | None
     ours: frozenset[WorkerId] = frozenset()
+    probe: int = 0  # number of the newest probe; workers answer higher ones only
 
 
 def resume(remains: Remains, bounds: Bounds, at_s: float) -> JobState:
@@ -63,6 +64,7 @@ def resume(remains: Remains, bounds: Bounds, at_s: float) -> JobState:
         workers=workers,
         census=Counter(worker.life for worker in workers.values()),
         appeared=len(workers),
+        probes=remains.probe,
         failures=Backoff(0 if memo is None else memo.failures, at_s),
     )
     if memo is not None and memo.stop_reason is not None:

@@ -8,7 +8,7 @@ from elastic_train.core.effects import LaunchWorkers
 from elastic_train.core.events import DrainRequested, ResizeRequested, WorkerAppeared, WorkerReady
 from elastic_train.core.evolve import evolve
 from elastic_train.core.forming import admission_s, choose, propose
-from elastic_train.core.losing import bury
+from elastic_train.core.losing import bury, revive
 from elastic_train.core.records import Cause, WorkerId
 from elastic_train.core.world import Change, Drain, JobState, Life, Phase, Worker
 
@@ -38,6 +38,7 @@ def appear(d: Draft, event: WorkerAppeared) -> None:
 
 def welcome(d: Draft, event: WorkerReady) -> None:
     """Note that a worker stands at its first step."""
+    revive(d, event.worker_id)
     appear_first = event.worker_id not in d.state.workers and event.worker_id not in d.state.gone
     if appear_first:
         appear(d, WorkerAppeared(at_s=event.at_s, worker_id=event.worker_id))
