@@ -71,11 +71,11 @@ def export_torch(repository: Repository, manifest: Manifest, path: Path) -> None
         OSError: The file cannot be written.
         ImportError: torch is not installed.
     """
-    import torch
+    from checkpointing.codecs.torch_file import save_tree
 
     tree = repository.reader.load(manifest)
     with _replacing(path) as temporary:
-        torch.save(tree, temporary)
+        save_tree(tree, temporary)
 
 
 def _item_nbytes(manifest: Manifest, number: int) -> int:

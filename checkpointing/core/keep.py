@@ -19,9 +19,11 @@ class RetentionPolicy(Protocol):
     @property
     def metrics(self) -> frozenset[str]:
         """Return the names of the metrics that the choice depends on."""
+        ...
 
     def choose(self, checkpoints: Sequence[CheckpointRef]) -> set[int]:
         """Return the indices of those to keep; `checkpoints` are oldest first."""
+        ...
 
 
 class _Union:
@@ -123,11 +125,11 @@ class KeepAny(_Union):
     @property
     def metrics(self) -> frozenset[str]:
         """Depend on what they depend on."""
-        return frozenset().union(*(policy.metrics for policy in self.policies))
+        return frozenset[str]().union(*(policy.metrics for policy in self.policies))
 
     def choose(self, checkpoints: Sequence[CheckpointRef]) -> set[int]:
         """Keep the union."""
-        return set().union(*(policy.choose(checkpoints) for policy in self.policies))
+        return set[int]().union(*(policy.choose(checkpoints) for policy in self.policies))
 
 
 def split(
@@ -142,8 +144,8 @@ def split(
 
 def metrics_of(policy: RetentionPolicy, metadata: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers that a policy needs from a save's metadata, at its top or under `metrics`."""
-    nested = metadata.get("metrics")
-    places = [metadata, nested] if isinstance(nested, Mapping) else [metadata]
+    nested: Any = metadata.get("metrics")
+    places: list[Mapping[str, Any]] = [metadata, nested] if isinstance(nested, Mapping) else [metadata]
     return {
         name: float(place[name])
         for name in sorted(policy.metrics)

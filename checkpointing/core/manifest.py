@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from checkpointing.core.digest import DIGEST_NBYTES
 from checkpointing.core.layout import ITEM_NBYTES, Box, chunk_bounds, chunk_count, covers_exactly
@@ -250,12 +250,12 @@ def parse_document(data: bytes, key: str, expected: str, version: int) -> dict[s
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ForeignObject(key, f"it is not JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != expected:
+    if not isinstance(document, dict) or cast("dict[str, Any]", document).get("format") != expected:
         raise ForeignObject(key, f'it does not say "format": "{expected}"')
-    found = document.get("version")
-    if not isinstance(found, int) or found < 1 or found > version:
-        raise UnsupportedVersion(key, found, version)
-    return document
+    found = cast("dict[str, Any]", document)
+    if not isinstance(found.get("version"), int) or not 1 <= found["version"] <= version:
+        raise UnsupportedVersion(key, found.get("version"), version)
+    return found
 
 
 def find_fault(manifest: Manifest) -> str:

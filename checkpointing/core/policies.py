@@ -38,6 +38,7 @@ class SavePolicy(Protocol):
 
     def due(self, moment: Moment) -> str:
         """Return why to save now, or ""."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class CheckpointRef:
     step: int
     fence: int
     digest: str
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,8 @@ class Flat:
     """
 
     skeleton: Json = None
-    tensors: list[Any] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
+    tensors: list[Any] = field(default_factory=list[Any])
+    paths: list[str] = field(default_factory=list[str])
 
 
 Claim = Callable[[object, str], object | None]
@@ -58,6 +58,16 @@ EncodeOther = Callable[[object, str], Json | None]
 def escape(key: object) -> str:
     """Return a dict key as one segment of a path."""
     return str(key).replace("~", "~0").replace("/", "~1")
+
+
+def _kind_of(value: Any) -> type[Any]:
+    """Return the class of a value, of which no type checker knows more."""
+    found: type[Any] = value.__class__
+    return found
+
+
+def _is_named_tuple(kind: type[Any]) -> bool:
+    return "_fields" in vars(kind) and tuple in kind.__mro__
 
 
 class Flattener:
@@ -89,15 +99,15 @@ class Flattener:
             raise UnsupportedLeaf(twice[0], "two values have this path (a dict with both 1 and '1' as keys?)")
         return self._flat
 
-    def _encode(self, value: object, path: str) -> Json:
-        kind = type(value)
+    def _encode(self, value: Any, path: str) -> Json:
+        kind = _kind_of(value)
         if value is None or kind in (bool, int, str):
             return value
-        if isinstance(value, float) and kind is float:  # not a subclass, as numpy.float64 is
+        if kind is float:  # not a subclass, as numpy.float64 is
             return value if math.isfinite(value) else {"$": "float", "v": str(value)}
         if isinstance(value, Mapping):
             return self._within(value, path, self._encode_mapping)
-        if kind in _SEQUENCES or (isinstance(value, tuple) and hasattr(value, "_fields")):
+        if kind in _SEQUENCES or _is_named_tuple(kind):
             return self._within(value, path, self._encode_sequence)
         return self._encode_leaf(value, path)
 
@@ -114,7 +124,7 @@ class Flattener:
         prefix = f"{path}/" if path else ""
         if all(type(key) is str for key in mapping) and "$" not in mapping:
             return {key: self._encode(value, prefix + escape(key)) for key, value in mapping.items()}
-        pairs = []
+        pairs: list[Json] = []
         for key, value in mapping.items():
             here = prefix + escape(key)
             if not (key is None or type(key) in (bool, int, str, float, tuple)):
@@ -164,11 +174,12 @@ def unflatten(skeleton: Json, tensors: Sequence[Any], decode_other: Callable[[Js
     Raises:
         ValueError, KeyError, IndexError, TypeError: The skeleton is malformed.
     """
-    if isinstance(skeleton, list):
+    kind = _kind_of(skeleton)
+    if kind is list:
         return [unflatten(item, tensors, decode_other) for item in skeleton]
-    if not isinstance(skeleton, dict):
+    if kind is not dict:
         return skeleton
-    tag = skeleton.get("$")
+    tag: str | None = skeleton.get("$")
     if tag is None:
         return {key: unflatten(value, tensors, decode_other) for key, value in skeleton.items()}
     if tag == "t":
@@ -176,7 +187,7 @@ def unflatten(skeleton: Json, tensors: Sequence[Any], decode_other: Callable[[Js
     if tag in _PLAIN:
         return _PLAIN[tag](skeleton["v"])
     if tag == "dict":
-        pairs = skeleton["v"]
+        pairs: list[tuple[Json, Json]] = skeleton["v"]
         return {unflatten(k, tensors, decode_other): unflatten(v, tensors, decode_other) for k, v in pairs}
     if tag in _CONTAINERS:
         return _CONTAINERS[tag](unflatten(item, tensors, decode_other) for item in skeleton["v"])
@@ -184,8 +195,7 @@ def unflatten(skeleton: Json, tensors: Sequence[Any], decode_other: Callable[[Js
 
 
 def _decode_complex(parts: Json) -> complex:
-    real, imaginary = (float(part["v"] if isinstance(part, dict) else part) for part in parts)
-    return complex(real, imaginary)
+    return complex(*(unflatten(part, (), float) for part in parts))
 
 
 _PLAIN: dict[str, Callable[[Any], Any]] = {
@@ -208,12 +218,14 @@ def graft(into: Any, tree: Any) -> Any:
 
     Tensors of `into` stay the objects they are (they were filled in place); what `tree` has no place for stays.
     """
-    if isinstance(into, Mapping):
-        if not isinstance(tree, Mapping):
+    kind = _kind_of(into)
+    if issubclass(kind, Mapping):
+        if not issubclass(type(tree), Mapping):
             return into
         return {key: graft(value, tree[key]) if key in tree else value for key, value in into.items()}
-    if type(into) in (list, tuple):
-        if type(tree) is not type(into) or len(tree) != len(into):
+    if kind in (list, tuple):
+        if _kind_of(tree) is not kind or len(tree) != len(into):
             return into
-        return type(into)(graft(mine, theirs) for mine, theirs in zip(into, tree, strict=True))
+        grafted = list(map(graft, into, tree))
+        return grafted if kind is list else tuple(grafted)
     return into if tree is NOT_LOADED else tree
