@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elastic_train.errors import ConfigurationError
 
 JOB_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 COORDINATION_SCHEMES = ("etcd", "memory")
+
+_DIGEST_EVERY_STEPS = 100
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -182,19 +184,27 @@ class DataConfig:
     Attributes:
         seed: Of the sample order and of every generator in a step.
         logical_shards: Number of fixed parts of every global batch; None: `max_workers`.
+        deterministic: Compute every logical shard by itself, so that weights, optimizer state and losses have the same
+            bits at every world size, whatever is lost or joins meanwhile.
+        digest_every_steps: After so many committed steps the workers compare digests of the whole state; None: every
+            100 where `deterministic`, else never.
     """
 
     seed: int = 0
     logical_shards: int | None = None
+    deterministic: bool = False
+    digest_every_steps: int | None = None
 
     def __post_init__(self) -> None:
         if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
             raise ConfigurationError("seed", f"{self.seed!r} is not an integer in [0, 2**63)", "Use e.g. seed=0")
         if self.logical_shards is not None:
             _check_count("logical_shards", self.logical_shards)
+        if self.digest_every_steps is not None:
+            _check_count("digest_every_steps", self.digest_every_steps)
 
     def resolve(self, max_workers: int) -> DataConfig:
-        """Fill in the number of logical shards.
+        """Fill in what was left out.
 
         Raises:
             ConfigurationError: There would be fewer logical shards than workers.
@@ -206,7 +216,8 @@ class DataConfig:
                 f"{shards} shards cannot occupy max_workers={max_workers}: every worker needs one at least",
                 f"Use logical_shards={max_workers} or more, or lower max_workers",
             )
-        return DataConfig(seed=self.seed, logical_shards=shards)
+        every = self.digest_every_steps or (_DIGEST_EVERY_STEPS if self.deterministic else None)
+        return replace(self, logical_shards=shards, digest_every_steps=every)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

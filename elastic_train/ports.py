@@ -312,15 +312,6 @@ class StepEngine(Protocol):
     def begin(self, plan: StepPlan) -> None:
         """Open a step: zero gradients, seed the generators, remember what a rollback needs."""
 
-    def open_part(self, shard: int, samples: int, seed: int) -> None:
-        """Come to the next part of a step with `per_shard`: a piece of this shard; seed the generators.
-
-        Args:
-            shard: Which. Shards come in order, the parts of each one after the other.
-            samples: In this part; 0: it counts for nothing.
-            seed: For every generator that user code draws from.
-        """
-
     def backward(self, loss: Any, samples: int, *, last: bool) -> Any:
         """Accumulate the gradient of ``loss * samples / global_samples``; return the detached loss.
 
@@ -414,6 +405,42 @@ class Framework(Protocol):
         Raises:
             StateNotRestorable: One of them has no state that could be sent or saved; says which.
         """
+        ...
+
+
+# --------------------------------------------------------------------------- deterministic mode
+
+
+@runtime_checkable
+class DeterministicEngine(StepEngine, Protocol):
+    """A step engine that can keep logical shards apart: it understands plans with `per_shard`."""
+
+    def open_part(self, shard: int, samples: int, seed: int) -> None:
+        """Come to the next part of a step with `per_shard`: a piece of this shard; seed the generators.
+
+        Args:
+            shard: Which. Shards come in order, the parts of each one after the other.
+            samples: In this part; 0: it counts for nothing.
+            seed: For every generator that user code draws from.
+        """
+
+    def seed(self, seed: int) -> None:
+        """Seed every generator that user code draws from."""
+
+    def digests(self) -> dict[str, str]:
+        """Return a short digest of every tensor of the state by its path, and of all other values together."""
+        ...
+
+
+@runtime_checkable
+class DeterministicFramework(Framework, Protocol):
+    """A framework whose results can be the same bits on every worker."""
+
+    def make_deterministic(self, seed: int) -> None:
+        """Use deterministic kernels only from now on, and seed every generator, before user code runs."""
+
+    def arithmetic(self) -> str:
+        """Return what else the bits of a result depend on, to be compared: device, threads, version."""
         ...
 
 

@@ -259,4 +259,6 @@ class JobRecord(_Record):
     seed: int
     storage: str
     created_at: float  # wall clock, seconds since 1970
+    deterministic: bool = False  # every logical shard is computed by itself
+    digest_every_steps: int | None = None  # the state is compared between workers after so many committed steps
     options: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -34,6 +34,7 @@ KINDS: Mapping[str, Sequence[str]] = MappingProxyType(
         "stream_ended": ("membership_epoch", "loop", "data_epoch", "shard", "samples"),
         # ---- a worker's transactions; version: before a read, after a commit
         "step_read": (*_STEP, "version", "data_epoch", "shards", "samples", "indices_crc"),
+        "step_measured": (*_STEP, "version", "metrics", "losses"),
         "step_committed": (*_STEP, "version", "samples", "global_samples", "metrics", "step_s"),
         "step_aborted": (*_STEP, "reason"),
         "evaluation_read": ("membership_epoch", "name", "units"),

@@ -146,9 +146,6 @@ class ToyEngine:
         self._model.gradient = 0.0
         self._before = self._model.weight
 
-    def open_part(self, shard: int, samples: int, seed: int) -> None:
-        """Do nothing: sums of small integers are the same in any order."""
-
     def backward(self, loss: Any, samples: int, *, last: bool) -> Any:
         """Accumulate ``loss`` itself as the gradient of a part."""
         del last

@@ -42,7 +42,7 @@ class ElasticTrainer:
         storage: URL below which checkpoints are written (any fsspec URL); default: in the job's directory.
         coordination: ``etcd://host:2379,...`` of a cluster to use; default: an etcd of the job's own, ended with it.
         failure_config, checkpoint_config, timeout_config: See there.
-        seed, logical_shards: See DataConfig.
+        seed, logical_shards, deterministic, digest_every_steps: See DataConfig.
         framework: The adapter that forms groups and runs steps.
         preload: Further modules that the warm worker pool imports in advance.
         progress: Show a live view (on a terminal) or plain lines; False: logs only.
@@ -69,6 +69,8 @@ class ElasticTrainer:
         timeout_config: TimeoutConfig | None = None,
         seed: int = 0,
         logical_shards: int | None = None,
+        deterministic: bool = False,
+        digest_every_steps: int | None = None,
         framework: str = "torch",
         preload: Sequence[str] = (),
         progress: bool | None = None,
@@ -85,7 +87,12 @@ class ElasticTrainer:
                 max_workers=max_workers,
                 num_workers=num_workers if num_workers is not None else environment.num_workers,
             ),
-            data=DataConfig(seed=seed, logical_shards=logical_shards),
+            data=DataConfig(
+                seed=seed,
+                logical_shards=logical_shards,
+                deterministic=deterministic,
+                digest_every_steps=digest_every_steps,
+            ),
             failure=_instance("failure_config", failure_config, FailureConfig),
             checkpoint=_instance("checkpoint_config", checkpoint_config, CheckpointConfig),
             timeouts=_instance("timeout_config", timeout_config, TimeoutConfig),

@@ -31,6 +31,8 @@ def create_job(coordination: Coordination, settings: JobSettings, storage: str) 
         seed=data.seed,
         storage=storage,
         created_at=time.time(),
+        deterministic=data.deterministic,
+        digest_every_steps=data.digest_every_steps,
     )
     known = coordination.get(keys.job)
     guards = [Guard(keys.job, 0 if known is None else known.mod_revision), Guard(keys.leader, 0)]

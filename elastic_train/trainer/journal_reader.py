@@ -19,7 +19,7 @@ from elastic_train.trainer.observations import (
     WorldProposed,
     WorldSealed,
 )
-from elastic_train.trainer.step_merger import StepMerger, StepPart
+from elastic_train.trainer.step_merger import Measured, StepMerger, StepPart
 
 
 class JournalReader:
@@ -49,6 +49,7 @@ class JournalReader:
             "transition": self._transition,
             "job_paused": lambda record, at: self._enter("paused", at, str(record["reason"])),
             "loop_started": lambda record, at: iter([LoopSeen(at, record["total_steps"])]),
+            "step_measured": self._step_measured,
             "step_committed": self._step_committed,
             "checkpoint_committed": lambda record, at: iter([CheckpointSeen(at, record["version"], record["key"])]),
         }
@@ -124,6 +125,12 @@ class JournalReader:
 
     # ------------------------------------------------------------------ steps
 
+    def _step_measured(self, record: Record, at: float) -> Iterator[Observation]:
+        del at
+        epoch = record["membership_epoch"]
+        self._merger.measure(Measured(record["version"] + 1, epoch, record["metrics"], record["losses"]))
+        yield from ()
+
     def _step_committed(self, record: Record, at: float) -> Iterator[Observation]:
         part = StepPart(
             at=at,
@@ -133,6 +140,7 @@ class JournalReader:
             samples=record["samples"],
             global_samples=record["global_samples"],
             metrics={name: (total, weight) for name, (total, weight) in record["metrics"].items()},
+            named=record.get("named"),
         )
         yield from self._merger.add(part)
 

@@ -94,9 +94,16 @@ class BatchReader:
             if self._prefetcher is not None:
                 batch = self._prefetcher.get(self._piece(share, start, stop))
             else:
+                self._seed(share.step, shards[0], start)
                 part = indices[start - share.start : stop - share.start]
                 batch = self._batches.read(part, self._runtime.framework.collate)
             yield Part(shards, stop - start, batch, last=stop == share.stop)
+
+    def _seed(self, step: int, shard: int, start: int) -> None:
+        """In a deterministic job: what is random in reading depends on what is read alone."""
+        engine = self._runtime.deterministic_engine
+        if self._per_shard and engine is not None:
+            engine.seed(mix(self._runtime.job.seed, step, shard, start) >> 1)
 
     def announce(self) -> list[float]:
         """Return nothing: the plan says everything."""

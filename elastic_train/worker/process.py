@@ -22,6 +22,7 @@ def run_train_function(runtime: Runtime, train: Callable[[], Any], *, save_at_en
         The process's exit code: 0 if the worker finished or was asked to leave, 1 if the train function raised.
     """
     try:
+        runtime.prepare()
         train()
         if runtime.progress.version == 0:
             raise UsageError(

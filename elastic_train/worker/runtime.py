@@ -16,7 +16,15 @@ from typing import Any
 from elastic_train.context import Context
 from elastic_train.core.records import Activity, JobRecord, Keys, WorkerRecord, WorkerStatus
 from elastic_train.errors import GroupBroken, UsageError
-from elastic_train.ports import Coordination, Formation, Framework, Group, StepEngine
+from elastic_train.ports import (
+    Coordination,
+    DeterministicEngine,
+    DeterministicFramework,
+    Formation,
+    Framework,
+    Group,
+    StepEngine,
+)
 from elastic_train.worker.agent import Agent
 from elastic_train.worker.exchange import CoordinationExchange
 from elastic_train.worker.replica import Checkpoints, Progress, Recorder, Replica, Transaction
@@ -46,6 +54,8 @@ class Runtime:
         self.framework = framework
         self.journal = journal
         self.where: tuple[int, tuple[int, int]] | None = None  # the open step and its samples, for error messages
+        self.deterministic_engine: DeterministicEngine | None = None
+        """The bound engine, where it can keep logical shards apart; always in a deterministic job."""
         self._worker = worker
         self._local_rank = local_rank
         self._keys = Keys(job.job)
@@ -78,6 +88,18 @@ class Runtime:
         """Return what has been committed so far."""
         return self._replica.progress
 
+    def prepare(self) -> None:
+        """Make this process ready for user code.
+
+        Raises:
+            UsageError: The job is to be deterministic, and this framework's adapter cannot be.
+        """
+        if not self.job.deterministic:
+            return
+        if not isinstance(self.framework, DeterministicFramework):
+            raise self._not_deterministic()
+        self.framework.make_deterministic(self.job.seed)
+
     def bind(self, items: Mapping[str, Any]) -> None:
         """Bind the user's training state, once per worker.
 
@@ -90,7 +112,16 @@ class Runtime:
                 "a train function makes one TrainState; give all models and optimizers to it: "
                 "TrainState(generator=..., discriminator=..., optimizer_g=..., optimizer_d=...)"
             )
-        self._replica.engine = self.framework.bind(items)
+        engine = self.framework.bind(items)
+        if isinstance(engine, DeterministicEngine):
+            self.deterministic_engine = engine
+        elif self.job.deterministic:
+            raise self._not_deterministic()
+        self._replica.engine = engine
+
+    def _not_deterministic(self) -> UsageError:
+        name = self.framework.name
+        return UsageError(f"deterministic=True is not available with framework={name!r}: leave it out, or use torch")
 
     @property
     def rank(self) -> int:

@@ -15,7 +15,7 @@ from elastic_train.worker.batches import ElasticBatches
 from elastic_train.worker.evaluation import Evaluation
 from elastic_train.worker.metrics import LocalMetrics
 from elastic_train.worker.readers import open_reader
-from elastic_train.worker.reading import Reader
+from elastic_train.worker.reading import Part, Reader
 from elastic_train.worker.replica import Transaction
 from elastic_train.worker.runtime import Runtime
 from elastic_train.worker.streams import ElasticStreams
@@ -28,7 +28,7 @@ class Loop:
 
     def __init__(self, runtime: Runtime, name: str, batches: ElasticBatches | ElasticStreams) -> None:
         self.name = name
-        self.reader: Reader = open_reader(batches, runtime, name)
+        self.reader: Reader = open_reader(batches, runtime, name, per_shard=runtime.job.deterministic)
         self._runtime = runtime
 
     @property
@@ -92,6 +92,8 @@ class Step:
         self._metrics = LocalMetrics()
         self._entered = False
         self._reduced = False
+        self._part = (-1, -1)  # of the part in the user's hands: its (first) logical shard, its number within it
+        self._passes = 0  # over the parts
         self._part_samples = 0  # of the part in the user's hands; 0: padding, or none
         self._in_part = False
         self._last_part = False
@@ -103,9 +105,19 @@ class Step:
         self._entered = True
         self._runtime.where = self.where
         self._started_at = time.monotonic()
-        seed = mix(self._runtime.job.seed, self.index, self._share.shards[0]) >> 1
-        plan = StepPlan(self.index, seed, self._share.samples, self._share.global_samples)
-        self._runtime.engine.begin(plan)
+        job, share = self._runtime.job, self._share
+        shard = share.shards[0] if not job.deterministic else job.logical_shards
+        self._runtime.engine.begin(
+            StepPlan(
+                step=self.index,
+                seed=mix(job.seed, self.index, shard) >> 1,
+                samples=share.samples,
+                global_samples=share.global_samples,
+                per_shard=job.deterministic,
+                shards=share.shards,
+                logical_shards=job.logical_shards,
+            )
+        )
         return self
 
     def __iter__(self) -> Iterator[Any]:
@@ -127,9 +139,12 @@ class Step:
             shards=share.shards,
             **reader.proof(share),
         )
+        self._passes += 1
+        self._part = (-1, -1)
+        self._metrics.begin_pass()
         for part in reader.parts(share):
             self._abort_if_interrupted()
-            self._hold(part.samples, last=part.last)
+            self._hold(part)
             yield part.data
         self._in_part = False
         self._reduce()
@@ -149,16 +164,21 @@ class Step:
         if not self._in_part:
             raise UsageError("call step.backward(loss) inside the `for inputs, targets in step:` loop")
         self._abort_if_interrupted()
-        return self._runtime.engine.backward(loss, self._part_samples, last=self._last_part)
+        detached = self._runtime.engine.backward(loss, self._part_samples, last=self._last_part)
+        self._metrics.add_loss(detached)
+        return detached
 
     def report(self, **metrics: Any) -> None:
         """Report metrics; they are published, as means over the global batch, when the step commits.
 
         Args:
-            metrics: Each this worker's mean over the samples in hand or, after the loop, over its whole part.
+            metrics: Each this worker's mean over the samples in hand or, after the loop, over its whole share. The
+                loss that `backward` returned for the last part stands, after the loop, for all of them.
         """
-        samples = self._part_samples if self._in_part else self._share.samples
-        self._metrics.add(metrics, samples)
+        if self._in_part:
+            self._metrics.add(metrics)
+        else:
+            self._metrics.add_after(metrics, self._share.samples)
 
     # ------------------------------------------------------------------ leaving the block
 
@@ -188,12 +208,21 @@ class Step:
         """Return the step's index and this worker's half-open range of positions in the sample order."""
         return self.index, self._share.samples_of_all_data_epochs
 
-    def _hold(self, samples: int, *, last: bool) -> None:
-        self._part_samples, self._last_part, self._in_part = samples, last, True
+    def _hold(self, part: Part) -> None:
+        shard = part.shards[0]
+        self._part = shard, self._part[1] + 1 if shard == self._part[0] else 0
+        self._part_samples, self._last_part, self._in_part = part.samples, part.last, True
+        self._metrics.open_part(shard, part.samples)
+        job, engine = self._runtime.job, self._runtime.deterministic_engine
+        if job.deterministic and engine is not None:
+            seed = mix(job.seed, self.index, *self._part, self._passes) >> 1
+            engine.open_part(shard, part.samples, seed)
 
     def _reduce(self) -> None:
         runtime = self._runtime
         self._abort_if_interrupted()
+        if runtime.job.deterministic:
+            self._record_rows()  # while all members live: once one has committed, no loss of a member loses a number
         runtime.agent.progress.now(Activity.WAITING)
         control = runtime.control()
         heard = runtime.engine.reduce([*control, *self._loop.reader.announce()])
@@ -222,6 +251,18 @@ class Step:
             global_samples=self._share.global_samples,
             metrics=self._metrics.sums(),
             step_s=round(step_s, 6),
+            **({"named": self._metrics.names()} if runtime.job.deterministic else {}),
+        )
+
+    def _record_rows(self) -> None:
+        runtime = self._runtime
+        runtime.journal.record(
+            "step_measured",
+            membership_epoch=self._membership_epoch,
+            loop=self._loop.name,
+            step=self.index,
+            version=runtime.progress.version,
+            **self._metrics.rows(),
         )
 
     def _abort(self, error: BaseException) -> None:

@@ -16,6 +16,7 @@ from elastic_train.adapters.framework.torch.binding import (
 )
 from elastic_train.adapters.framework.torch.buffers import Buffers
 from elastic_train.adapters.framework.torch.description import Description, check_items, describe
+from elastic_train.adapters.framework.torch.digests import state_digests
 from elastic_train.adapters.framework.torch.generators import seed_generators
 from elastic_train.adapters.framework.torch.gradients import GradientBuckets
 from elastic_train.adapters.framework.torch.group import TorchGroup
@@ -148,6 +149,10 @@ class TorchStepEngine:
         if not self._phase_open:
             self._begin_phase()
         self._sharded.open_part(shard, samples, seed)
+
+    def seed(self, seed: int) -> None:
+        """Seed every generator that user code draws from."""
+        seed_generators(seed)
 
     def reduce(self, control: Sequence[float]) -> list[float]:
         """Complete the reduction of gradients; return `control` summed elementwise (in single precision).
@@ -340,6 +345,10 @@ class TorchStepEngine:
     def export(self) -> dict[str, Any]:
         """Return the state as a tree of tensors and plain values for a checkpoint (no copies)."""
         return {name: item.capture() for name, item in self._items.items()}
+
+    def digests(self) -> dict[str, str]:
+        """Return a short digest of every tensor of the state by its path, and of all other values together."""
+        return state_digests(self.export())
 
     def load(self, tree: Mapping[str, Any]) -> None:
         """Replace the state by a tree that `export` made.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import default_collate
 from elastic_train.adapters.framework.torch import PRELOAD
 from elastic_train.adapters.framework.torch.engine import TorchStepEngine
 from elastic_train.adapters.framework.torch.formation import FormationAttempt
+from elastic_train.adapters.framework.torch.generators import seed_generators
 from elastic_train.adapters.framework.torch.group import TorchGroup
 from elastic_train.adapters.framework.torch.loading import TorchLoader
 from elastic_train.ports import Formation, LoaderSettings, Piece, ReadPiece
@@ -44,6 +46,24 @@ class TorchFramework:
         torch.set_num_threads(self._threads)
         if torch.cuda.is_available():
             torch.cuda.set_device(worker_index % torch.cuda.device_count())
+
+    def make_deterministic(self, seed: int) -> None:
+        """Use deterministic kernels only, and seed every generator.
+
+        An operation that has no deterministic kernel then raises RuntimeError and says which it is: a warning would be
+        lost among a job's logs, and its result with it.
+        """
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        fill: Any = torch.utils.deterministic  # its attributes are not declared
+        fill.fill_uninitialized_memory = False  # costs a pass over memory, and changes no result
+        seed_generators(seed)
+
+    def arithmetic(self) -> str:
+        """Return what else the bits of a result depend on: kind of device, threads, version."""
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
+        return f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
     def collate(self, samples: Sequence[Any]) -> Any:
         """Make a batch of a list of samples, as a DataLoader does."""
