@@ -31,7 +31,8 @@ def main() -> None:
     loader = TorchFramework().open_loader(read, feed, LoaderSettings(num_workers=2, start_method=sys.argv[1]))
     loader.start()
     kept = [loader.next() for _ in range(8)]
-    print(*sorted({pid for _, pids in kept for pid in pids.tolist()}), flush=True)
+    sys.stdout.write(" ".join(map(str, sorted({pid for _, pids in kept for pid in pids.tolist()}))) + "\n")
+    sys.stdout.flush()
     while True:
         time.sleep(60)
 

@@ -1,4 +1,4 @@
-"""Reader processes: what they read, how they are seeded, and that they are gone when they are not needed or their owner died."""
+"""Reader processes: what they read, how they are seeded, and that none is left when its work or its owner is gone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Noisy:
         return 100
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor, float, float, int]:
-        return index, torch.rand(3), np.random.random(), random.random(), os.getpid()  # noqa: NPY002
+        return index, torch.rand(3), np.random.random(), random.random(), os.getpid()
 
 
 def pieces(count: int) -> list[Piece]:
@@ -108,11 +108,11 @@ def test_what_is_random_depends_on_the_shard_and_not_on_the_process(
     for step, (_, tensors, from_numpy, from_random, _) in enumerate(batches):
         for shard in range(2):
             torch.manual_seed(1000 + 2 * step + shard)
-            np.random.seed(1000 + 2 * step + shard)  # noqa: NPY002
+            np.random.seed(1000 + 2 * step + shard)
             random.seed(1000 + 2 * step + shard)
             for row in (2 * shard, 2 * shard + 1):
                 assert torch.equal(tensors[row], torch.rand(3))
-                assert from_numpy[row] == np.random.random()  # noqa: NPY002
+                assert from_numpy[row] == np.random.random()
                 assert from_random[row] == random.random()
 
 
@@ -124,7 +124,7 @@ def test_classes_of_the_users_script_and_closures_can_be_sent(
 
     started = []
     OfTheScript.__module__ = "__main__"
-    loader, feed = open_loader(OfTheScript(), num_workers=1, worker_init_fn=lambda number: started.append(number))
+    loader, feed = open_loader(OfTheScript(), num_workers=1, worker_init_fn=started.append)
     feed.waiting = pieces(1)
     loader.start()
     assert loader.next()[0].tolist() == [0, 1, 2, 3]

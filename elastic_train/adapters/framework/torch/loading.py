@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import random
+import select
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from elastic_train.ports import LoaderSettings, Piece, ReadPiece
 
-_PR_SET_PDEATHSIG = 1
 _PRELOADED = ["torch", "torch.utils.data", "numpy", __name__]
 
 
@@ -43,7 +43,7 @@ class TorchLoader:
                 "multiprocessing_context": context,
                 "prefetch_factor": settings.prefetch_factor,
                 "persistent_workers": True,
-                "worker_init_fn": _ReaderProcess(settings.worker_init_fn, os.getpid(), settings.start_method),
+                "worker_init_fn": _ReaderProcess(settings.worker_init_fn),
             }
         self._loader: DataLoader[Any] | None = DataLoader(
             _Pieces(read),
@@ -70,7 +70,11 @@ class TorchLoader:
         return next(self._batches)
 
     def close(self) -> None:
-        """End the reader processes: the DataLoader does when it is let go of."""
+        """End the reader processes."""
+        # A DataLoader ends them when it is let go of, which an exception's traceback may put off for long.
+        shut_down = getattr(self._batches, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
         self._batches = None
         self._loader = None
 
@@ -103,20 +107,39 @@ def _unpack(data: bytes) -> _Pieces:
 
 
 class _ReaderProcess:
-    """What a reader process does first: see to it that it dies with its parent, then what the user wants."""
+    """What a reader process does first: see to it that it dies with its owner, then what the user wants."""
 
-    def __init__(self, then: Callable[[int], None] | None, owner: int, start_method: str) -> None:
+    def __init__(self, then: Callable[[int], None] | None) -> None:
         self._then = cloudpickle.dumps(then)
-        self._parent = owner if start_method != "forkserver" else None
 
     def __call__(self, number: int) -> None:
-        # The fork server ends when the worker does, in whatever way; a reader ends with whoever forked it.
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() == 1 or (self._parent is not None and os.getppid() != self._parent):
-            os._exit(1)  # it died before
+        _die_with_owner()
         then = cloudpickle.loads(self._then)
         if then is not None:
             then(number)
+
+
+def _die_with_owner() -> None:
+    """End this process when its owner is gone, however that ended.
+
+    A DataLoader's reader watches its parent, which is the fork server; and that lives as long as there are readers, for
+    they hold its pipe. So the owner itself is watched.
+    """
+    owner = multiprocessing.parent_process()
+    if owner is None or owner.pid is None:
+        raise AssertionError("a reader process has an owner")
+    try:
+        watched = os.pidfd_open(owner.pid)
+    except ProcessLookupError:
+        os._exit(1)
+    if not owner.is_alive():  # another process may have its number already
+        os._exit(1)
+    threading.Thread(target=_kill_after, args=(watched,), name="elastic-train-owner", daemon=True).start()
+
+
+def _kill_after(watched: int) -> None:
+    select.select([watched], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _collate(samples: Sequence[Any]) -> Any:
