@@ -203,7 +203,7 @@ def _s3_cases(scratch: Path, buffers: Buffers) -> Iterator[list[Case]]:
             Case("s3 put, store by obstore", lambda: ours.put("key", buffers.source)),
             Case("s3 put_if_absent, store by obstore", _creating(ours, buffers)),
             Case("s3 put, store by s3fs", lambda: theirs.put("key", buffers.source)),
-            Case("s3 get floor, bare HTTP", lambda: _bare_get(server, boto, buffers.target)),
+            Case("s3 get, bare HTTP, one request", lambda: _bare_get(server, boto, buffers.target)),
             Case("s3 get, bare obstore", lambda: obstore.get(bare, "p/key").bytes()),
             Case("s3 get, store by obstore", _getting(ours, buffers)),
             Case("s3 get, store by s3fs", _getting(theirs, buffers)),
