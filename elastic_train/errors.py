@@ -10,6 +10,7 @@ ElasticTrainError
 ├── TrainingFailed                        the user's own code raised, on the worker named
 ├── UsageError (RuntimeError)             the step API was used in a way that cannot work
 │   └── StateNotRestorable
+├── StateDiverged                         workers have different states, and there is no majority
 ├── LaunchError                           a worker process could not be started
 ├── GroupBroken                           a collective failed: a member of the world is gone
 └── CoordinationError
@@ -109,6 +110,26 @@ class UsageError(ElasticTrainError, RuntimeError):
 
 class StateNotRestorable(UsageError):
     """An object handed to TrainState cannot be sent to another worker or written to a checkpoint."""
+
+
+class StateDiverged(ElasticTrainError):
+    """Workers have different states where all should have one, and no majority says which is right.
+
+    Args:
+        workers: Who they are.
+        steps: Committed when it was found.
+        tensors: What differs.
+    """
+
+    def __init__(self, workers: tuple[str, ...], steps: int, tensors: str) -> None:
+        super().__init__(
+            f"after {steps} steps the states of {', '.join(workers)} differ in {tensors}, and there is no majority "
+            "that says which is right: look for user code that differs between workers, then for faulty hardware, and "
+            "restart the job from a checkpoint of before"
+        )
+        self.workers = workers
+        self.steps = steps
+        self.tensors = tensors
 
 
 class LaunchError(ElasticTrainError):

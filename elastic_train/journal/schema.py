@@ -37,6 +37,8 @@ KINDS: Mapping[str, Sequence[str]] = MappingProxyType(
         "step_measured": (*_STEP, "version", "metrics", "losses"),
         "step_committed": (*_STEP, "version", "samples", "global_samples", "metrics", "step_s"),
         "step_aborted": (*_STEP, "reason"),
+        "state_digest": (*_STEP, "version", "digest", "tensors"),
+        "state_diverged": ("membership_epoch", "version", "workers", "majority", "tensors"),
         "evaluation_read": ("membership_epoch", "name", "units"),
         "evaluation_committed": ("membership_epoch", "name", "version", "samples", "metrics"),
         # ---- checkpoints

@@ -26,6 +26,7 @@ from elastic_train.ports import (
     StepEngine,
 )
 from elastic_train.worker.agent import Agent
+from elastic_train.worker.comparison import Comparison
 from elastic_train.worker.exchange import CoordinationExchange
 from elastic_train.worker.replica import Checkpoints, Progress, Recorder, Replica, Transaction
 from elastic_train.worker.view import SealedWorld
@@ -56,6 +57,7 @@ class Runtime:
         self.where: tuple[int, tuple[int, int]] | None = None  # the open step and its samples, for error messages
         self.deterministic_engine: DeterministicEngine | None = None
         """The bound engine, where it can keep logical shards apart; always in a deterministic job."""
+        self.comparison = Comparison(self)
         self._worker = worker
         self._local_rank = local_rank
         self._keys = Keys(job.job)

@@ -45,10 +45,11 @@ class Loop:
             while True:
                 self._boundary()
                 if reader.finished():
+                    runtime.comparison.record_end(self.name)
                     return
                 while not runtime.enter(Transaction.STEP):
                     Evaluation.attend(runtime)
-                if reader.finished() or not self._agree(reader.prepare) or reader.finished():
+                if reader.finished() or not self._agree(self._prepare) or reader.finished():
                     continue
                 step = Step(runtime, self)
                 yield step
@@ -60,6 +61,10 @@ class Loop:
         if self._runtime.change_agreed and not self._agree(self.reader.hand_over):
             return  # the world broke before the change: it is agreed on anew
         self._runtime.boundary()
+
+    def _prepare(self) -> None:
+        self._runtime.comparison.compare(self.name)
+        self.reader.prepare()
 
     def _agree(self, with_others: Callable[[], None]) -> bool:
         """Do what all members do together; False if the world broke meanwhile and another was formed."""

@@ -14,15 +14,16 @@ import torch
 from torch.utils.data import TensorDataset
 
 import elastic_train as et
-from tests.integration.torch.models import PROGRAMS
+from tests.integration.torch.models import PROGRAMS, Program
 
 
 def train(config: dict[str, Any]) -> None:
     """Train one of the small programs, with noise from every generator, and leave what came out in a file.
 
     Config: program, data_epochs, pause_s (in each part), outcome (path, written by rank 0), micro_batch_size, corrupt
-    ({"rank", "step", "parameter"}: adds to one weight there, once).
+    ({"worker", "step"}: changes one of its weights after that step), threads (worker -> torch threads).
     """
+    torch.set_num_threads(config.get("threads", {}).get(et.get_context().worker_id, 1))
     program = PROGRAMS[config["program"]]()
     state = et.TrainState(**program.items)
     batches = et.ElasticBatches(
@@ -38,7 +39,8 @@ def train(config: dict[str, Any]) -> None:
                 noise = 1 + 0.01 * (random.random() + np.random.rand() + float(torch.rand(1)))
                 loss = step.backward(program.scale(program.loss(inputs, targets) * noise))
             program.update()
-            step.report(loss=loss)
+            step.report(loss=loss, steps=step.index)
+        corrupt(program, config, step.index)
     if et.get_context().rank == 0:
         hashed = hashlib.sha256()
         for name, item in sorted(program.items.items()):
@@ -46,6 +48,14 @@ def train(config: dict[str, Any]) -> None:
                 hashed.update(path.encode())
                 hashed.update(value)
         Path(config["outcome"]).write_text(json.dumps({"state": hashed.hexdigest()}))
+
+
+def corrupt(program: Program, config: dict[str, Any], step: int) -> None:
+    """Do what faulty memory does, once, on the worker named."""
+    target = config.get("corrupt")
+    if target and step == target["step"] and et.get_context().worker_id == target["worker"]:
+        with torch.no_grad():
+            next(iter(program.items["model"].parameters())).view(-1)[0] += 1e-3
 
 
 def flat(tree: Any, path: str) -> list[tuple[str, bytes]]:
