@@ -17,6 +17,7 @@ from elastic_train.trainer.worker_logs import WorkerLogs
 
 OnStep = Callable[[StepMetrics], None]
 
+_NOT_SHOWN = frozenset({"step_read", "evaluation_read"})
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -37,7 +38,7 @@ class Narrator:
         self.model = model
         self.history = History(model.begun_at)
         self._reporter = reporter
-        self._tail = JournalTail(journals)
+        self._tail = JournalTail(journals, leave_out=_NOT_SHOWN)
         self._reader = JournalReader(_BOOT_ID.read_text().strip(), time.time() - time.monotonic())
         self._logs = WorkerLogs(logs)
         self._on_step = on_step
