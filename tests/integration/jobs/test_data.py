@@ -32,9 +32,11 @@ SHARDS, SIZE, BATCH = 4, 960, 16
 def trainer(
     train: Callable[..., None], tmp_path: Path, workers: int, config: dict[str, Any], **options: Any
 ) -> ElasticTrainer:
+    busy = tmp_path / "busy"
+    busy.touch()
     return ElasticTrainer(
         train,
-        config={"pause_s": 0.03, "batch": BATCH, "data_epochs": 2, **config},
+        config={"batch": BATCH, "data_epochs": 2, "busy": str(busy), **config},
         num_workers=workers,
         min_workers=1,
         max_workers=SHARDS,
@@ -72,12 +74,14 @@ def test_reader_processes_serve_every_world_the_same_augmented_samples(tmp_path:
         of_victim = victim.children(recursive=True)
         assert [child for child in of_victim if (pids / str(child.pid)).exists()], "it reads in other processes"
         job.signal(job.ranks()[1])
-        job.wait_for_step(20)
+        job.wait_for_step(12)
         _, alive = psutil.wait_procs(of_victim, timeout=20)
         assert not alive
         job.trainer.resize(4)
-        job.wait_for_step(60, world_size=4)
+        grown = job.wait_for_step(20, world_size=4)
         job.trainer.resize(2)
+        job.wait_for_step(grown["step"] + 1, world_size=2)
+        (tmp_path / "busy").unlink()
         result = job.result()
         assert result.steps == 2 * SIZE // BATCH
         assert job.findings() == []
@@ -141,12 +145,14 @@ def test_streams_are_used_once_through_kills_joins_and_leaves(tmp_path: Path, fi
     with RunningJob(trainer(train_on_streams, tmp_path, 3, config)) as job:
         job.wait_for_step(8, world_size=3)
         job.signal(job.ranks()[1])
-        job.wait_for_step(18)
+        job.wait_for_step(12)
         job.trainer.resize(4)
-        job.wait_for_step(50, world_size=4)
-        job.signal(job.ranks()[0])
-        job.wait_for_step(60)
+        grown = job.wait_for_step(13, world_size=4)
+        at = job.signal(job.ranks()[0])
+        shrunk = job.wait_for_step(grown["step"] + 1, after=at)
         job.trainer.resize(2)
+        job.wait_for_step(shrunk["step"] + 1, world_size=2)
+        (tmp_path / "busy").unlink()
         job.result()
         assert job.findings() == []
         assert_the_streams_were_read(job, config)
@@ -161,6 +167,7 @@ def test_streams_go_on_from_a_checkpoint_when_everyone_is_killed(tmp_path: Path,
         job.wait_for("a checkpoint", lambda: any(r["version"] >= 8 for r in job.of("checkpoint_committed")))
         for worker in job.ranks():
             job.signal(worker)
+        (tmp_path / "busy").unlink()
         job.result()
         assert job.of("checkpoint_restored")
         assert job.findings() == []
