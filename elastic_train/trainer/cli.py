@@ -1,4 +1,4 @@
-"""The command line: ``elastic-train list | status | resize | drain | stop | checkpoints``.
+"""The command line: ``elastic-train list | status | resize | drain | stop | diff | checkpoints``.
 
 Exit codes: 0 done; 1 the job refused; 2 wrong usage or configuration; 3 no such job; 4 the coordination service
 does not answer. Those of ``checkpoints`` are told in `checkpointing.cli`.
@@ -20,9 +20,11 @@ from checkpointing.cli import add_parser as add_checkpoints_parser
 from elastic_train.config import check_job_name, read_environment
 from elastic_train.core.records import ControlRequest, WorkerId
 from elastic_train.errors import ConfigurationError, CoordinationError, ElasticTrainError, JobNotFound
-from elastic_train.trainer.cli_views import jobs_table, status_as_json, status_view
+from elastic_train.journal import read_journal
+from elastic_train.trainer.cli_views import difference_view, jobs_table, status_as_json, status_view
 from elastic_train.trainer.controls import JobControls
 from elastic_train.trainer.job_directory import list_jobs, read_job_file
+from elastic_train.trainer.journal_diff import compare
 
 OK, REFUSED, USAGE, NOT_FOUND, UNREACHABLE = range(5)
 _ANSWER_TIMEOUT_S = 30.0
@@ -102,6 +104,28 @@ def _ask(options: argparse.Namespace, console: Console, submit: Callable[[JobCon
     return OK if answer.accepted else REFUSED
 
 
+def _diff(options: argparse.Namespace, console: Console) -> int:
+    journals = [read_journal(_journal_of(path)) for path in (options.one, options.other)]
+    found = compare(*journals)
+    console.print(difference_view(found), highlight=False, soft_wrap=True)
+    if not found.compared:
+        return USAGE
+    return OK if found.first_different is None else REFUSED
+
+
+def _journal_of(given: Path) -> Path:
+    """Return the journals of a run: `given` itself, or of the newest run where it is a job's directory.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    runs = sorted((given / "journal").glob("run-*"), key=lambda run: (len(run.name), run.name))
+    journal = runs[-1] if runs else given
+    if journal.is_file() or any(journal.glob("*.jsonl")):
+        return journal
+    raise ConfigurationError("JOURNAL", f"there is no journal in {given}", "Give a job's directory or a run's journal")
+
+
 @contextmanager
 def _controls(options: argparse.Namespace) -> Iterator[JobControls]:
     from elastic_train.adapters.coordination import connect
@@ -156,6 +180,16 @@ def _parser() -> argparse.ArgumentParser:
 
     drain = _job_parser(commands, "drain", "let a worker leave at the next step boundary; it is replaced", _drain)
     drain.add_argument("worker", metavar="WORKER", help="its name, as 'status' shows it")
+
+    diff = commands.add_parser(
+        "diff",
+        help="compare the states that two runs had after the same steps",
+        description="Compare the digests of the state in two runs' journals (see digest_every_steps). Exit code 0: the "
+        "same wherever both have one; 1: they differ; 2: nothing to compare.",
+    )
+    for name in ("one", "other"):
+        diff.add_argument(name, type=Path, metavar="JOURNAL", help="a job's directory, or the journal of one run")
+    diff.set_defaults(command=_diff)
 
     _job_parser(commands, "stop", "end a job after the current step, with a checkpoint", _stop)
     add_checkpoints_parser(commands).set_defaults(command=None)

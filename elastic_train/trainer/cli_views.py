@@ -14,6 +14,7 @@ from rich.text import Text
 from elastic_train.core.records import Stage, WorkerRecord, WorldRecord
 from elastic_train.trainer.controls import JobStatus
 from elastic_train.trainer.job_directory import JobFile
+from elastic_train.trainer.journal_diff import Difference
 from elastic_train.trainer.live_view import duration
 
 _STATUS_STYLES = {"ready": "green", "starting": "dim", "leaving": "yellow", "finished": "green", "failed": "bold red"}
@@ -129,3 +130,22 @@ def _workers(status: JobStatus) -> Table:
             str(worker.version),
         )
     return table
+
+
+def difference_view(found: Difference) -> str:
+    """Return in words what two runs differ in."""
+    if not found.compared:
+        return "Nothing to compare: the journals have no state digests of the same steps (see digest_every_steps)."
+    if found.first_different is None or found.last_same is None:
+        since = "from the first digest on"
+    else:
+        since = f"the same after {_step(found.last_same)}"
+    if found.first_different is None:
+        last = "" if found.last_same is None else f", the last after {_step(found.last_same)}"
+        return f"The same in all {found.compared} digests{last}."
+    names = "\n".join(f"  {name}" for name in found.tensors)
+    return f"Different after {_step(found.first_different)} ({since}), in {len(found.tensors)} tensors:\n{names}"
+
+
+def _step(place: tuple[str, int]) -> str:
+    return f"step {place[1]} of {place[0]}"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic_train.trainer.observations import StepSeen
-from elastic_train.trainer.step_merger import StepMerger, StepPart
+from elastic_train.trainer.step_merger import Measured, StepMerger, StepPart
 
 
 def _part(version: int, samples: int, *, epoch_number: int = 1, loss: float = 1.0, at: float = 0.0) -> StepPart:
@@ -63,3 +63,47 @@ def test_in_whatever_order_the_journals_are_read_each_step_is_told_once(order: l
         told.extend(merger.add(_part(version, (3, 3, 2)[worker], loss=float(version))))
     assert sorted(step.step for step in told) == list(range(6))
     assert all(step.metrics["loss"] == pytest.approx(step.step + 1) for step in told)
+
+
+def _measured(version: int, losses: dict[int, float], *, epoch_number: int = 1) -> Measured:
+    rows = [[shard, value, 1.0] for shard, value in losses.items()]
+    return Measured(version, epoch_number, {}, {"1.0": rows})
+
+
+def _named(version: int, samples: int, *, epoch_number: int = 1, whole: float = 0.1) -> StepPart:
+    named = {"losses": {"loss": "1.0"}, "whole": {"lr": whole}}
+    sums = {"loss": (9.0, 9.0), "lr": (whole * samples, float(samples))}
+    return StepPart(0.0, version - 1, version, epoch_number, samples, 8, sums, named)
+
+
+@given(st.permutations(range(8)), st.integers(1, 7))
+def test_losses_of_shards_are_added_in_their_order_whoever_measured_them(order: list[int], cut: int) -> None:
+    values = {shard: 0.1 * 3**shard for shard in range(8)}
+    merger = StepMerger()
+    for shards in (order[:cut], order[cut:]):
+        merger.measure(_measured(1, {shard: values[shard] for shard in shards}))
+    list(merger.add(_named(1, cut)))
+    (step,) = merger.add(_named(1, 8 - cut))
+    total = 0.0
+    for shard in range(8):
+        total += values[shard]
+    assert step.metrics == {"loss": total / 8, "lr": 0.1}
+
+
+def test_what_a_lost_member_measured_counts_although_its_commit_never_came() -> None:
+    merger = StepMerger()
+    merger.measure(_measured(1, {0: 1.0}))
+    merger.measure(_measured(1, {1: 4.0}))
+    list(merger.add(_named(1, 4)))
+    list(merger.add(_named(2, 8, epoch_number=2)))
+    list(merger.settle())
+    (step,) = merger.settle()
+    assert step.metrics["loss"] == 2.5
+
+
+def test_what_was_measured_in_an_aborted_step_does_not_count() -> None:
+    merger = StepMerger()
+    merger.measure(_measured(1, {0: 100.0}))
+    merger.measure(_measured(1, {0: 1.0, 1: 2.0}, epoch_number=2))
+    (step,) = merger.add(_named(1, 8, epoch_number=2))
+    assert step.metrics["loss"] == 1.5
