@@ -30,7 +30,7 @@ _runtime: Any = None
 
 def install(provider: Callable[[], Context] | None, runtime: Any = None) -> None:
     """Make this process a worker (called by the worker's composition root only); None undoes it."""
-    global _provider, _runtime  # noqa: PLW0603 - one worker per process is what a process is
+    global _provider, _runtime
     _provider, _runtime = provider, runtime
 
 
