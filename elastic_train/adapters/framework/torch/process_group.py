@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,11 +19,12 @@ from torch.distributed import distributed_c10d
 
 from elastic_train.adapters.framework.torch.breaker import Breaker
 from elastic_train.adapters.framework.torch.connecting import Fetch
+from elastic_train.adapters.framework.torch.sockets import GroupSockets
 from elastic_train.adapters.framework.torch.store import ExchangeStore
 from elastic_train.errors import GroupBroken, UsageError
 from elastic_train.ports import Formation
 
-_BURIAL_S = 0.1
+_BURIAL_S = 1.0
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
@@ -50,6 +54,7 @@ class DefaultProcessGroup:
             )
         _bind_to(self._formation.address)
         self._initialising = True
+        _open_sockets.add(self._store.sockets)
         try:
             with self._deadline():
                 self._initialise()
@@ -65,18 +70,17 @@ class DefaultProcessGroup:
         self._breaker.trip(reason)
 
     def close(self) -> None:
-        """Free its sockets and threads. Does not wait for a broken one."""
+        """Take it down. Its sockets and threads are gone a moment later."""
         self._breaker.end()
         if not self._initialising or not dist.is_initialized():
             return
         self._initialising = False
-        broken = self._breaker.reason is not None
-        if broken:
+        _open_sockets.discard(self._store.sockets)
+        if self._breaker.reason is not None:
             self._store.sockets.shut_down()  # also what came up since the breaker last looked
-        remains: list[object] = [dist.group.WORLD] if broken else []
+        remains: list[object] = [dist.group.WORLD]
         dist.destroy_process_group()
-        if broken:
-            _bury(remains)
+        _bury(remains)
 
     def calls(self) -> int:
         """Return how many collectives user code has begun in it."""
@@ -117,15 +121,38 @@ class DefaultProcessGroup:
             timer.join()
 
 
-def _bury(remains: list[object]) -> None:
-    """Drop the last reference to a broken process group without waiting for its threads.
+_open_sockets: weakref.WeakSet[GroupSockets] = weakref.WeakSet()
 
-    One of them may be in a send that nobody ends before its time-out: gloo forgets operations that were half-way
-    through when their connection broke. That can only be a collective of user code.
+
+def _detach_in_child() -> None:
+    for sockets in list(_open_sockets):
+        sockets.detach_in_child()
+
+
+os.register_at_fork(after_in_child=_detach_in_child)
+
+_burials: list[threading.Thread] = []
+
+
+def _bury(remains: list[object]) -> None:
+    """Drop the last reference to a process group without waiting for its threads.
+
+    That takes two ticks of gloo's event loop at best. In a broken group one of them may be in a send that nobody ends
+    before its time-out: gloo forgets operations that were half-way through when their connection broke. That can only
+    be a collective of user code.
     """
+    _burials[:] = [burial for burial in _burials if burial.is_alive()]
     burial = threading.Thread(target=remains.clear, name="group-burial", daemon=True)
     burial.start()
-    burial.join(_BURIAL_S)
+    _burials.append(burial)
+
+
+@atexit.register
+def _attend_burials() -> None:
+    """Let no thread of gloo run into the end of the interpreter."""
+    deadline = time.monotonic() + _BURIAL_S
+    for burial in _burials:
+        burial.join(max(0.0, deadline - time.monotonic()))
 
 
 _bound_by_us: str | None = None

@@ -52,7 +52,7 @@ class RankAddress:
             if address_bytes < _SOCKADDR_BYTES or len(address) < address_bytes or len(sequences) % _SEQUENCE.size:
                 return None
             return cls(_endpoint(address), tuple(number for (number,) in _SEQUENCE.iter_unpack(sequences)))
-        except (struct.error, ValueError):
+        except (struct.error, ValueError, OverflowError):
             return None
 
 
@@ -66,7 +66,7 @@ def _endpoint(sockaddr: bytes) -> Endpoint:
     raise ValueError(f"address family {family}")
 
 
-@dataclass
+@dataclass(eq=False)
 class GroupSockets:
     """The addresses of one group's members, filled in while it forms; later also those of its subgroups."""
 
@@ -79,7 +79,7 @@ class GroupSockets:
         The listening sockets are left alone: gloo's event loop ends the process when accept(2) fails on one.
         """
         count = 0
-        for duplicate in self._connections():
+        for _, duplicate in self._scan(listening=False):  # a number could be given to another socket meanwhile
             with duplicate:
                 try:
                     duplicate.shutdown(socket.SHUT_RDWR)
@@ -111,24 +111,11 @@ class GroupSockets:
         """
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            for number, _ in list(self._descriptors(listening=True)):
+            for number, duplicate in list(self._scan(listening=True)):
+                duplicate.close()
                 os.dup2(null, number, inheritable=False)
         finally:
             os.close(null)
-
-    def count(self) -> int:
-        """Return how many connections of the group this process holds."""
-        return sum(1 for _ in self._descriptors(listening=False))
-
-    def _connections(self) -> Iterator[socket.socket]:
-        """Yield a duplicate of each connection: the descriptor's number could be given to another socket meanwhile."""
-        for _, duplicate in self._scan(listening=False):
-            yield duplicate
-
-    def _descriptors(self, *, listening: bool) -> Iterator[tuple[int, Endpoint]]:
-        for number, duplicate in self._scan(listening=listening):
-            with duplicate:
-                yield number, duplicate.getsockname()[:2]
 
     def _scan(self, *, listening: bool) -> Iterator[tuple[int, socket.socket]]:
         own = {address.listener for address in tuple(self.own)}
