@@ -69,8 +69,6 @@ def propose(d: Draft, members: tuple[WorkerId, ...], cause: Cause, *, planned: b
     proposal = Proposal(record, d.now_s, frozenset(members))
     probe = state.probe if planned else None
     d.state = evolve(state, membership_epoch=record.membership_epoch, proposal=proposal, probe=probe, change=change)
-    if state.silent:  # the record tells them to leave
-        d.state = evolve(d.state, silent={})
     if planned:
         d.enter(Phase.SWITCHING if cause is not Cause.STOP else Phase.STOPPING)
     else:

@@ -55,7 +55,7 @@ def miss_launch(d: Draft, event: LaunchFailed) -> None:
 def bury(d: Draft, worker_ids: Iterable[WorkerId], cause: Cause, verdict: str) -> None:
     """Take workers for lost that the launcher has not seen exit, and end them; `verdict` follows their names.
 
-    Those that others started are not ours to end: they may come back, as long as no record has told them to leave.
+    Those that others started are not ours to end: they may come back.
     """
     for worker_id in sorted(worker_ids):
         worker = d.state.workers[worker_id]
@@ -67,14 +67,18 @@ def bury(d: Draft, worker_ids: Iterable[WorkerId], cause: Cause, verdict: str) -
 
 
 def revive(d: Draft, worker_id: WorkerId) -> None:
-    """Take a worker back that was taken for lost too soon: it speaks, and nobody has told it to leave."""
+    """Take a worker back that was taken for lost too soon: it speaks.
+
+    If a world that it took part in has gone on without it, it leaves as soon as it learns of that, and is lost again.
+    """
     worker = d.state.silent.get(worker_id)
     if worker is None:
         return
     silent = {who: other for who, other in d.state.silent.items() if who != worker_id}
     draining = d.state.draining | {worker_id} if worker.drain is not None else d.state.draining
     d.state = evolve(d.state, silent=silent, gone=d.state.gone - {worker_id}, draining=draining)
-    d.put(worker)
+    member = d.state.world is not None and worker_id in d.state.world.members
+    d.put(worker if member or worker.life not in _MEMBERS else evolve(worker, life=Life.READY, since_s=d.now_s))
     d.say(f"{worker_id} lives after all")
 
 

@@ -78,7 +78,7 @@ def test_tests_never_kill_by_name() -> None:
 
 
 def test_every_test_function_is_in_a_folder_with_a_meaning() -> None:
-    folders = {"unit", "scenarios", "conformance", "integration", "chaos", "architecture"}
+    folders = {"unit", "scenarios", "conformance", "integration", "chaos", "architecture", "simulation"}
     strays = [
         module.where
         for module in python_files("tests")

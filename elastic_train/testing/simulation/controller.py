@@ -112,13 +112,12 @@ class SimulatedController(Process):
         if state.phase.is_terminal:
             world.ended = True
             return
-        around = Surroundings(
-            self._coordination, world.keys, self.launcher, _NoJournal(), self._inbox, self.clock
-        )
+        around = Surroundings(self._coordination, world.keys, self.launcher, _NoJournal(), self._inbox, self.clock)
         for record in remains.workers:
             if record.worker_id in self._ends:
                 self._pending.append(self._ends[record.worker_id])
         self.state, self._busy = state, False
+        world.leaders.append(self)
         self._performer = self.make_performer(around, leadership, world_revision)
         self._translator = Translator(world.keys, self.clock)
         self._translator.prime(snapshot)
@@ -148,6 +147,7 @@ class SimulatedController(Process):
     def _stand_by(self) -> None:
         leadership, self._leadership = self._leadership, None
         self._term += 1
+        self._leave_office()
         self.state = self._performer = self._translator = None
         self._effects.clear()
         self._busy = False
@@ -155,6 +155,10 @@ class SimulatedController(Process):
         if leadership is not None:
             self.world.store.end_lease(leadership.lease_id)
         self.post(0.1, self._campaign)
+
+    def _leave_office(self) -> None:
+        if self in self.world.leaders:
+            self.world.leaders.remove(self)
 
     def _close_watch(self) -> None:
         if self._watch is not None:
@@ -164,6 +168,7 @@ class SimulatedController(Process):
     def kill(self) -> None:
         """End the process; the workers that it launched go on as orphans."""
         super().kill()
+        self._leave_office()
         self.state = None
         self._close_watch()
 

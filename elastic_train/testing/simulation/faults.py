@@ -223,6 +223,8 @@ def _request(action: str) -> Callable[[SimulatedJob, Fault], bool]:
                 return False
             deadline_s = None if fault.amount < 0.5 else 20.0 * fault.amount
             request = replace(request, worker_id=worker.worker_id, deadline_s=deadline_s)
+            if job.setting.by_hand:  # whoever lends the machine takes it back
+                world.kernel.after(deadline_s or 10.0, worker.kill)
         world.store.apply([Put(world.keys.control + request.request_id, request.to_bytes())], ())
         return True
 

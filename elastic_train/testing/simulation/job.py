@@ -16,10 +16,10 @@ from elastic_train.testing.simulation.invariants import Checker, Violation
 from elastic_train.testing.simulation.kernel import Kernel, Process
 from elastic_train.testing.simulation.store import SimulatedStore
 from elastic_train.testing.simulation.worker import SimulatedWorker
-from elastic_train.testing.simulation.world import LEADER_TTL_S, WORKER_TTL_S, SimulatedWorld
+from elastic_train.testing.simulation.world import LEADER_TTL_S, WORKER_TTL_S, Durable, Owner, SimulatedWorld
 
 _CANDIDATES = 3
-_REFORMATIONS_PER_FAULT = 3
+_REFORMATIONS_PER_FAULT = 0.35  # most faults hurt nobody, or come together
 _REFORMATIONS = 6
 _MAX_JOB_S = 600.0
 
@@ -34,9 +34,11 @@ class Setting:
         faults: The plan; None: drawn from the seed.
         fault_count: How many are drawn.
         mean_interval_s: Between two of them.
+        by_hand: Others start the workers, and replace them; no controller can end them.
         total_steps: After which the job ends even if faults are still to come; None: it goes on until they are over.
         worker_class: The workers' behaviour; a test puts a known bug in.
         controller_class: The controllers'.
+        durable_class: The checkpoint store's.
     """
 
     seed: int
@@ -44,9 +46,16 @@ class Setting:
     faults: Sequence[Fault] | None = None
     fault_count: int = 120
     mean_interval_s: float = 0.35
+    by_hand: bool = False
     total_steps: int | None = None
     worker_class: type[SimulatedWorker] = SimulatedWorker
     controller_class: type[SimulatedController] = SimulatedController
+    durable_class: type[Durable] = Durable
+
+
+def setting_for(seed: int) -> Setting:
+    """Return the job that a seed stands for: 2 to 8 workers, one in three by hand; one of four ends early."""
+    return Setting(seed, workers=2 + seed % 7, by_hand=seed % 3 == 2, total_steps=40 if seed % 4 == 3 else None)
 
 
 @dataclass
@@ -63,12 +72,13 @@ class Report:
     violation: Violation | None = None
 
 
-def bounds_for(seed: int, workers: int) -> Bounds:
+def bounds_for(setting: Setting) -> Bounds:
     """Return the bounds of a simulated job: quick, so that patience does not hide what goes wrong."""
     return Bounds(
-        min_workers=1 + seed % 2,
-        max_workers=2 * workers,
-        num_workers=workers,
+        min_workers=1 + setting.seed % 2,
+        max_workers=2 * setting.workers,
+        num_workers=setting.workers,
+        capacity=0 if setting.by_hand else None,
         gather_s=1.0,
         hang_timeout_s=15.0,
         start_timeout_s=10.0,
@@ -84,8 +94,8 @@ def bounds_for(seed: int, workers: int) -> Bounds:
 def resume_bound_s(bounds: Bounds) -> float:
     """Return how long after the last fault the next step is committed at the latest (invariant I7).
 
-    A leader's lease and a worker's; one collective that must time out, and one that fails to form; the longest back-offs;
-    a worker that is launched and never comes up.
+    A leader's lease and a worker's; one collective that times out, and one that fails to form; the longest back-offs; a
+    worker that is launched and never comes up.
     """
     return (
         LEADER_TTL_S
@@ -107,9 +117,10 @@ class SimulatedJob:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         kernel = Kernel(setting.seed)
-        bounds = bounds_for(setting.seed, setting.workers)
+        bounds = bounds_for(setting)
         checker = Checker()
         self.world = SimulatedWorld(kernel, bounds, SimulatedStore(kernel), checker)
+        self.world.durable = setting.durable_class()
         self.losses: list[tuple[str, str, int]] = []  # fate, prefix, how many more
         self.cut_off: dict[Process, float] = {}
         self.outage_until_s = 0.0
@@ -126,6 +137,8 @@ class SimulatedJob:
         for _ in range(_CANDIDATES):
             self._start_controller()
         kernel.after(1.0, self._replace_controllers)
+        if setting.by_hand:
+            kernel.after(0.1, self._start_by_hand)
 
     def run(self) -> Report:
         """Simulate the job to its end; what it breaks is in the report."""
@@ -158,7 +171,6 @@ class SimulatedJob:
         self._heal()
         self._must_resume()
         self._must_end()
-        self._must_not_have_churned()
 
     def _is_over(self) -> bool:
         return self.world.ended
@@ -192,6 +204,7 @@ class SimulatedJob:
         if self.setting.total_steps is None:
             world.total_steps = max((worker.version for worker in world.alive()), default=0) + 6
         world.kernel.run(world.kernel.now_s + _MAX_JOB_S, self._is_over)
+        self._must_not_have_churned()
         if not world.ended:
             raise Violation("I7", f"the job did not end within {_MAX_JOB_S:.0f} s: {self._where()}")
 
@@ -208,10 +221,16 @@ class SimulatedJob:
 
     # ------------------------------------------------------------------ what the parts ask of the job
 
-    def _spawn(self, worker_id: WorkerId, owner: SimulatedController) -> None:
+    def _spawn(self, worker_id: WorkerId, owner: Owner) -> None:
         if worker_id in self.world.workers:
             raise Violation("I3", f"the name {worker_id} is given to a second worker")
         self.world.workers[worker_id] = self.setting.worker_class(self.world, worker_id, owner)
+
+    def _start_by_hand(self) -> None:
+        """Do as somebody who keeps as many workers as were wanted at the start."""
+        for _ in range(self.setting.workers - len(self.world.alive())):
+            self._spawn(WorkerId(f"x{len(self.world.workers):04d}"), _Nobody())
+        self.world.kernel.after(1.0, self._start_by_hand)
 
     def _start_controller(self) -> None:
         self._born += 1
@@ -241,3 +260,8 @@ class SimulatedJob:
                 self.losses[number : number + 1] = [(fate, prefix, left - 1)] if left > 1 else []
                 return fate
         return ""
+
+
+class _Nobody:
+    def on_exit(self, worker_id: WorkerId, exit_code: int | None) -> None:
+        """Tell nobody: the worker's key goes with its lease."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from elastic_train.adapters.coordination.memory import MemoryStore
 from elastic_train.errors import GuardFailed, LeaseExpired
-from elastic_train.ports import Changes, Delete, Guard, Put, Snapshot
+from elastic_train.ports import Changes, Delete, Put, Snapshot
 from elastic_train.testing.simulation.kernel import Kernel, Process
 
 Batch = Snapshot | Changes

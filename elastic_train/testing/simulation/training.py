@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from elastic_train.worker.view import SealedWorld, WorldView
 
 _STEP_S = 0.25
+_APPLY_S = 0.03  # the optimizer's step, between the reduction and the commit
 
 Hello = tuple[int, bool]
 """A member's version (-1: no valid state), and whether it never had the job's state."""
@@ -262,7 +263,7 @@ class Training:
     def _reduced(self, part: StepPart, parts: list[object]) -> None:
         self.progress.now(Activity.COMPUTING)
         switch = self.agreed_to_switch(part, parts)
-        self.process.post(self.world.kernel.random.random() * 0.01, self._commit, part, switch)
+        self.process.post(self.world.kernel.random.random() * _APPLY_S, self._commit, part, switch)
 
     def agreed_to_switch(self, part: StepPart, parts: list[object]) -> bool:
         """Say whether this step is the last one of its world."""
@@ -310,6 +311,8 @@ class Training:
             self.progress.now(Activity.IDLE)
             if self.worker_id not in proposal.members:
                 self.finish(WorkerStatus.LEAVING)
+                self.wait_for(lambda: False)  # until it is dismissed
+                return True
             self.acknowledge(proposal.membership_epoch)
             self.rejoin(keep_group=True)
             return True

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from elastic_train.core.records import ProbeRecord, Suspicion, WorkerId, WorkerRecord, WorkerStatus, WorldRecord
 from elastic_train.ports import Put, Snapshot
+from elastic_train.testing.simulation.invariants import decode_world
 from elastic_train.testing.simulation.kernel import Process
 from elastic_train.testing.simulation.store import Batch, Subscription
 from elastic_train.testing.simulation.training import Training
-from elastic_train.testing.simulation.world import WORKER_TTL_S, SimulatedWorld
+from elastic_train.testing.simulation.world import WORKER_TTL_S, Owner, SimulatedWorld
 from elastic_train.worker.progress import ProgressDeadline
-from elastic_train.worker.view import SealedWorld, WorldView
-
-if TYPE_CHECKING:
-    from elastic_train.testing.simulation.controller import SimulatedController
+from elastic_train.worker.view import WorldView
 
 _RETRY_S = 0.2
 _TICK_S = 0.5
@@ -35,7 +33,7 @@ class SimulatedWorker(Training):
         owner: Whose launcher started it.
     """
 
-    def __init__(self, world: SimulatedWorld, worker_id: WorkerId, owner: SimulatedController) -> None:
+    def __init__(self, world: SimulatedWorld, worker_id: WorkerId, owner: Owner) -> None:
         super().__init__(world, worker_id)
         self.owner = owner
         self.process = Process(world.kernel, worker_id)
@@ -130,7 +128,11 @@ class SimulatedWorker(Training):
             self.leave_job()
             return
         self._waiting_for = None
-        if not condition() and self._waiting_for is None and self.process.alive:
+        if not condition():
+            self._keep_waiting(condition)
+
+    def _keep_waiting(self, condition: Callable[[], bool]) -> None:
+        if self._waiting_for is None and self.process.alive:
             self._waiting_for = condition
 
     def suspect(self, detail: str, *, broken: bool, waited_s: float = 0.0) -> None:
@@ -164,7 +166,7 @@ class SimulatedWorker(Training):
             if item.value is None:
                 continue
             if item.key == self.world.keys.world:
-                self._learn(WorldRecord.from_bytes(item.value), item.mod_revision)
+                self._learn(decode_world(item.value), item.mod_revision)
             elif item.key == self.world.keys.probe:
                 probe = ProbeRecord.from_bytes(item.value)
                 if probe.number > self.record.probe:
@@ -242,6 +244,3 @@ class SimulatedWorker(Training):
             self._outbox.pop(0)
             if self._outbox:
                 self._send()
-
-
-__all__ = ["SealedWorld", "SimulatedWorker"]

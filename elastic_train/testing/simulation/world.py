@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from elastic_train.core.bounds import Bounds
 from elastic_train.core.records import Keys, WorkerId, WorldRecord
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 WORKER_TTL_S = 6.0
 LEADER_TTL_S = 4.0
-_SAVE_EVERY = 8  # steps
+_SAVE_EVERY = 4  # steps
 
 
 @dataclass
@@ -38,6 +38,13 @@ class Durable:
         return True
 
 
+class Owner(Protocol):
+    """Whoever started a worker."""
+
+    def on_exit(self, worker_id: WorkerId, exit_code: int | None) -> None:
+        """Hear that its process has ended (None: never came up)."""
+
+
 @dataclass
 class SimulatedWorld:
     """The parts of a simulated job; `spawn` and `on_exit` are filled in by whoever composes them."""
@@ -52,8 +59,9 @@ class SimulatedWorld:
     durable: Durable = field(default_factory=Durable)
     workers: dict[WorkerId, SimulatedWorker] = field(default_factory=dict)
     controllers: list[SimulatedController] = field(default_factory=list)
+    leaders: list[SimulatedController] = field(default_factory=list)  # that believe to lead
     groups: dict[int, SimulatedGroup] = field(default_factory=dict)
-    spawn: Callable[[WorkerId, SimulatedController], None] = lambda *_: None
+    spawn: Callable[[WorkerId, Owner], None] = lambda *_: None
     launch_fails: int = 0  # of the next launches
     ended: bool = False
 

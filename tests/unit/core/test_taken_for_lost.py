@@ -1,4 +1,4 @@
-"""A worker that others started, and that was taken for lost too soon, comes back as long as nobody told it to leave."""
+"""A worker that others started, and that was taken for lost too soon, comes back."""
 
 from __future__ import annotations
 
@@ -52,11 +52,14 @@ def test_it_does_not_come_back_once_its_lease_has_ended() -> None:
     assert A not in _feed(state, WorkerAcknowledged(at_s=3.0, worker_id=A, membership_epoch=1)).state.workers
 
 
-def test_it_does_not_come_back_once_a_world_without_it_is_proposed() -> None:
-    newcomer = WorkerReady(at_s=2.6, worker_id=WorkerId("x3"))
-    state = _feed(_unanswered(), newcomer, Tick(at_s=20.0)).state
-    assert state.membership_epoch == 2
-    assert A not in _feed(state, WorkerAcknowledged(at_s=21.0, worker_id=A, membership_epoch=1)).state.workers
+def test_it_comes_back_as_a_joiner_when_a_world_was_formed_without_it() -> None:
+    newcomer = WorkerId("x3")
+    ready = WorkerReady(at_s=2.6, worker_id=newcomer)
+    forming = _feed(_unanswered(), ready, Tick(at_s=20.0)).state
+    assert forming.membership_epoch == 2
+    sealed = _feed(forming, WorkerAcknowledged(at_s=20.1, worker_id=newcomer, membership_epoch=2)).state
+    back = _feed(sealed, WorkerAcknowledged(at_s=21.0, worker_id=A, membership_epoch=1)).state
+    assert back.workers[A].life is Life.READY
 
 
 def test_a_controller_that_takes_over_asks_under_a_number_that_was_never_asked_before() -> None:
