@@ -139,6 +139,7 @@ class DrawnOrder:
         self._dataset_size = dataset_size
         self._seed = seed
         self._drawn: dict[int, Indices] = {}
+        self._crc: tuple[int, int, int] | None = None  # of the data epoch asked for last: data_epoch, used, checksum
         first = self._drawn[0] = self._draw(0)
         self.samples = len(first)
         if not np.array_equal(first, self._draw(0)):
@@ -174,6 +175,12 @@ class DrawnOrder:
             self._drawn[data_epoch] = drawn
         return drawn
 
+    def crc(self, data_epoch: int, used: int) -> int:
+        """Return the checksum of the first `used` indices of a data epoch."""
+        if self._crc is None or self._crc[:2] != (data_epoch, used):
+            self._crc = data_epoch, used, indices_crc(self.of(data_epoch)[:used])
+        return self._crc[2]
+
     def _draw(self, data_epoch: int) -> Indices:
         drawn = np.asarray(self._order(data_epoch, self._seed))
         if drawn.ndim != 1 or not len(drawn) or not np.issubdtype(drawn.dtype, np.integer):
@@ -199,22 +206,20 @@ class OrderedPlan(BatchPlan):
 
     def indices(self, data_epoch: int, start: int, stop: int) -> Indices:
         """Return the dataset indices at the positions ``[start, stop)`` of a data epoch's order."""
-        return self._drawn(data_epoch)[start:stop]
+        if self.order is None:
+            raise AssertionError("an ordered plan has an order")
+        return self.order.of(data_epoch)[start:stop]
 
     def order_crc(self, data_epoch: int) -> int:
         """Return the checksum of what is used of a data epoch's order: the same on every worker, if it is pure."""
-        used = min(self.dataset_size, self.steps_per_data_epoch * self.global_batch_size)
-        return indices_crc(self._drawn(data_epoch)[:used])
+        if self.order is None:
+            raise AssertionError("an ordered plan has an order")
+        return self.order.crc(data_epoch, min(self.dataset_size, self.steps_per_data_epoch * self.global_batch_size))
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as plain values, with the order's name in its place."""
         values = {field.name: getattr(self, field.name) for field in fields(BatchPlan)}
         return values | {"order": self.order.name if self.order is not None else ""}
-
-    def _drawn(self, data_epoch: int) -> Indices:
-        if self.order is None:
-            raise AssertionError("an ordered plan has an order")
-        return self.order.of(data_epoch)
 
 
 def describe(plan: BatchPlan) -> dict[str, Any]:

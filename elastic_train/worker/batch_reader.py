@@ -103,7 +103,11 @@ class BatchReader:
         """In a deterministic job: what is random in reading depends on what is read alone."""
         engine = self._runtime.deterministic_engine
         if self._per_shard and engine is not None:
-            engine.seed(mix(self._runtime.job.seed, step, shard, start) >> 1)
+            engine.seed(self._seed_of(step, shard, start))
+
+    def _seed_of(self, step: int, shard: int, start: int) -> int:
+        """Return the seed for what is random in reading a shard's samples from a position on."""
+        return mix(self._runtime.job.seed, step, shard, start) >> 1
 
     def announce(self) -> list[float]:
         """Return nothing: the plan says everything."""
@@ -161,7 +165,7 @@ class BatchReader:
         for run in self._runs(share):
             first, end = max(start, run.start), min(stop, run.stop)
             if first < end:
-                seed = mix(self._runtime.job.seed, share.step, run.shards[0], first - run.start) >> 1
+                seed = self._seed_of(share.step, run.shards[0], first)
                 runs.append((seed, indices[first - share.start : end - share.start].tolist()))
         return Piece((share.step, start, stop), tuple(runs))
 

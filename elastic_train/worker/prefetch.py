@@ -51,15 +51,17 @@ class Prefetcher:
         self._kept = {name: batch for name, batch in self._kept.items() if name[0] >= step}
         if not follows:
             self._kept = {name: batch for name, batch in self._kept.items() if self._is_to_come(name)}
-            known = self._kept.keys() | {piece.name for piece in self._under_way}
-            self._planned = self._plan(step, known)
+            self._plan_anew()
 
     def get(self, piece: Piece) -> Any:
-        """Return the batch of a piece of the present step.
+        """Return the batch of a piece of the present step; in their order, and then all of them again if need be.
 
         Raises:
             Exception: What the user's dataset or collate raised; nothing can be read after it.
         """
+        if piece.name in self._served:  # the step is gone through again
+            self._served.clear()
+            self._plan_anew()
         self._served.add(piece.name)
         if piece.name in self._kept:
             return self._kept.pop(piece.name)
@@ -86,8 +88,13 @@ class Prefetcher:
         self._under_way.append(piece)
         return piece
 
-    def _plan(self, step: int, known: set[tuple[int, int, int]]) -> Iterator[Piece]:
-        for later in range(step, self._steps):
+    def _plan_anew(self) -> None:
+        """Have read, from the present step on, what is neither here nor under way."""
+        known = self._kept.keys() | {piece.name for piece in self._under_way}
+        self._planned = self._plan(known)
+
+    def _plan(self, known: set[tuple[int, int, int]]) -> Iterator[Piece]:
+        for later in range(self._step, self._steps):
             yield from (piece for piece in self._cut(later) if piece.name not in known)
 
     def _is_to_come(self, name: tuple[int, int, int]) -> bool:

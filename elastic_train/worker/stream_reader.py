@@ -9,12 +9,14 @@ from typing import Any
 
 import msgpack
 
-from elastic_train.core.data import Indices, Share, indices_crc, split
+from elastic_train.core.data import Indices, Share, indices_crc, mix, split
 from elastic_train.core.streams import Announcement, SavedStream, StreamPlan, StreamPosition
 from elastic_train.errors import UsageError
 from elastic_train.worker.reading import Part
 from elastic_train.worker.runtime import Runtime
 from elastic_train.worker.streams import ElasticStreams, ShardStream, ids_of
+
+_COLLATE = 1  # what a seed is for, beside reading
 
 
 class StreamReader:
@@ -100,6 +102,7 @@ class StreamReader:
             samples = self._samples(shards)
             size = self._streams.micro_batch_size or max(1, len(samples))
             for start in range(0, len(samples), size):
+                self._seed(shards[0], self.position.used[shards[0]] + start, _COLLATE)
                 part = samples[start : start + size]
                 reached += len(part)
                 yield Part(shards, len(part), collate(part), last=reached == share.samples)
@@ -210,6 +213,7 @@ class StreamReader:
     def _available(self, shard: int, start: int) -> int:
         """Read a quota on from a position; return how many samples there are, and journal the end if it was met."""
         stream = self._open[shard]
+        self._seed(shard, start)
         available = stream.read_to(start + self._quotas[shard]) - start
         if stream.exhausted and (stream.data_epoch, shard) not in self._ended:
             self._ended.add((stream.data_epoch, shard))
@@ -223,9 +227,16 @@ class StreamReader:
             )
         return max(0, available)
 
+    def _seed(self, shard: int, position: int, purpose: int = 0) -> None:
+        """In a deterministic job: what is random in reading or collating depends on the place in the stream alone."""
+        engine = self._runtime.deterministic_engine
+        if self._per_shard and engine is not None:
+            engine.seed(mix(self._runtime.job.seed, self.position.data_epoch, shard, position, purpose) >> 1)
+
     def _require(self, shard: int, start: int) -> int:
         """Read what a step takes of a stream; return where it stops."""
         stop = start + self._counts[shard]
+        self._seed(shard, start)
         reached = self._open[shard].read_to(stop)
         if reached < stop:
             raise UsageError(

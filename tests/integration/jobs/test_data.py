@@ -55,7 +55,7 @@ def reference_weights(seed: int) -> torch.Tensor:
         samples = []
         for shard in range(SHARDS):
             share = plan.share_of_shards(step, (shard, shard + 1))
-            torch.manual_seed(mix(seed, step, shard, 0) >> 1)
+            torch.manual_seed(mix(seed, step, shard, share.start) >> 1)
             samples += [dataset[index] for index in plan.indices(share.data_epoch, share.start, share.stop).tolist()]
         optimizer.zero_grad()
         loss_of(model, torch.stack(samples)).backward()

@@ -98,6 +98,17 @@ def test_an_aborted_step_is_served_again_and_only_what_was_served_is_read_again(
     assert again == {piece.name for piece in cut((0, 4), 1)[:2]}
 
 
+def test_a_step_that_is_gone_through_again_is_served_again() -> None:
+    prefetcher, loader = open_prefetcher(depth=5)
+    serve(prefetcher, 0, (0, 4))
+    serve(prefetcher, 1, (0, 4))
+    for piece in cut((0, 4), 1):
+        assert prefetcher.get(piece) == piece.name
+    for step in range(2, 5):
+        serve(prefetcher, step, (0, 4))
+    assert {name for name in loader.read if loader.read.count(name) > 1} == {piece.name for piece in cut((0, 4), 1)}
+
+
 def test_closing_ends_the_loader() -> None:
     prefetcher, loader = open_prefetcher(depth=2)
     prefetcher.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import select
 import signal
 import threading
@@ -12,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cloudpickle
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from elastic_train.adapters.framework.torch.generators import seed_generators
 from elastic_train.ports import LoaderSettings, Piece, ReadPiece
 
 _PRELOADED = ["torch", "torch.utils.data", "numpy", __name__]
@@ -96,7 +95,7 @@ class _Pieces(Dataset[Any]):
         self._read = read
 
     def __getitem__(self, piece: Piece) -> Any:
-        return self._read(piece, _seed, _collate)
+        return self._read(piece, seed_generators, _collate)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _unpack, (cloudpickle.dumps(self._read),)
@@ -144,12 +143,6 @@ def _kill_after(watched: int) -> None:
 
 def _collate(samples: Sequence[Any]) -> Any:
     return default_collate(list(samples))
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    random.seed(seed)
 
 
 def _as_it_is(batch: Any) -> Any:
