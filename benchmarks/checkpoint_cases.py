@@ -181,8 +181,10 @@ class Ours:
         began = time.perf_counter()
         self.last = self.checkpointer.save(self._step, self._state, fence=1)
         stall_s = time.perf_counter() - began
-        self.checkpointer.wait()
-        return Saved(stall_s, time.perf_counter() - began)
+        self.last.wait()
+        durable_s = time.perf_counter() - began
+        self.checkpointer.wait()  # raises if it failed; and removes the one before, which is nobody's waiting time
+        return Saved(stall_s, durable_s)
 
     def load(self) -> None:
         """Fill the state's own tensors."""

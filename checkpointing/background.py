@@ -11,7 +11,7 @@ from checkpointing.repository import Effort, retrying
 from checkpointing.settings import CheckpointInfo, Event, EventKind, Phase, Settings, Ticket
 from checkpointing.staging import Arena
 from checkpointing.tiers import Place
-from checkpointing.writer import Staged
+from checkpointing.writer import Hashing, Staged
 from storage.errors import StorageError
 
 Destination = tuple[Place, Staged]
@@ -24,12 +24,14 @@ class Job:
     Attributes:
         ticket: Whom to tell.
         arena: The memory it lies in, given back at its end.
+        is_released: Whether the memory was given back.
         destinations: The places it goes to, in this order, and what is written to each.
     """
 
     ticket: Ticket
     arena: Arena
     destinations: tuple[Destination, ...]
+    is_released: bool = False
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _may_not_retry: threading.Event = field(default_factory=threading.Event)
 
@@ -89,6 +91,7 @@ class Background:
             self.last_staged_nbytes = nbytes
             superseded, self._waiting = self._waiting, None
             if superseded is not None:
+                superseded.is_released = True
                 self._free.insert(0, superseded.arena)
             arena = self._free.pop(0) if self._free else Arena()
         if superseded is not None:
@@ -116,12 +119,7 @@ class Background:
 
     def run_aside(self, job: Job) -> None:
         """Write a save at once, in a thread of its own, beside the one that runs."""
-
-        def work() -> None:
-            self._write_and_tell(job)
-            self.return_arena(job.arena)
-
-        thread = threading.Thread(target=work, name="checkpoint-urgent", daemon=True)
+        thread = threading.Thread(target=self._write_and_tell, args=(job,), name="checkpoint-urgent", daemon=True)
         self._aside.append(thread)
         thread.start()
 
@@ -131,10 +129,9 @@ class Background:
             waiting, self._waiting = self._waiting, None
             if self._running is not None:
                 self._running.cancel()
-            if waiting is not None:
-                self._free.append(waiting.arena)
             self._changed.notify_all()
         if waiting is not None:
+            self._release(waiting)
             self._abandon(waiting, Phase.SUPERSEDED, "the world has changed")
 
     def wait_idle(self, timeout_s: float | None = None) -> bool:
@@ -167,7 +164,6 @@ class Background:
             self._write_and_tell(job)
             with self._changed:
                 self._running = None
-                self._free.insert(0, job.arena)
                 self._changed.notify_all()
 
     def _write_and_tell(self, job: Job) -> None:
@@ -175,6 +171,15 @@ class Background:
             self._write(job)
         except BaseException as error:  # noqa: BLE001  # a thread has nobody above it: told to whoever waits
             self._fail(job, error)
+        finally:
+            self._release(job)
+
+    def _release(self, job: Job) -> None:
+        """Take back the buffer of a save, the first time."""
+        with self._changed:
+            if not job.is_released:
+                job.is_released = True
+                self._free.insert(0, job.arena)
 
     def _next(self) -> Job | None:
         with self._changed:
@@ -186,24 +191,35 @@ class Background:
         ticket = job.ticket
         ticket.phase = Phase.WRITING
         failures: list[CheckpointError] = []
+        committed: list[Place] = []
         for place, staged in job.destinations:
+            hashing = Hashing(staged, self._settings.chunk_nbytes)
             try:
-                ticket.info = self._write_to(job, place, staged) or ticket.info
+                info = self._write_to(job, place, staged, hashing)
+                if info is not None:
+                    ticket.info = info
+                    committed.append(place)
             except CheckpointError as error:
                 failures.append(error)
                 if place.is_primary or len(failures) == len(job.destinations):
                     raise
                 self._tell(EventKind.FAILED, job, place, error)
+            finally:
+                hashing.close()
+                ticket.stats.hash_s += hashing.seconds
         ticket.end(Phase.WRITTEN if ticket.info is None else Phase.COMMITTED, info=ticket.info)
+        # What is left to do needs neither the staged bytes nor anybody who waits for the save.
+        self._release(job)
+        for place in committed:
+            self._collect(job, place)
 
-    def _write_to(self, job: Job, place: Place, staged: Staged) -> CheckpointInfo | None:
+    def _write_to(self, job: Job, place: Place, staged: Staged, hashing: Hashing) -> CheckpointInfo | None:
         began = self._settings.clock()
         repository, policy = place.repository, place.tier.retention
         effort = Effort(job.ticket.stats, job.pause, job.pause_before_retry)
-        digests = repository.hash(staged, effort)
         try:
             done = retrying(
-                lambda: repository.save(staged, digests, policy, effort),
+                lambda: repository.save(staged, hashing, policy, effort),
                 staged,
                 effort,
                 self._settings,
@@ -218,7 +234,6 @@ class Background:
         if place.is_primary:
             self.last_committed = info
         self._tell(EventKind.COMMITTED, job, place)
-        self._collect(job, place)
         return info
 
     def _collect(self, job: Job, place: Place) -> None:

@@ -13,7 +13,7 @@ from checkpointing.background import Background, Job
 from checkpointing.catalog import Pointer
 from checkpointing.codecs.base import Source
 from checkpointing.codecs.registry import CodecRegistry
-from checkpointing.core.division import plan_pieces
+from checkpointing.core.division import locate_pieces, plan_pieces, staged_nbytes
 from checkpointing.core.keep import KeepLast, RetentionPolicy
 from checkpointing.core.policies import SavePolicy
 from checkpointing.core.urgency import Loss, choose_for_deadline
@@ -76,7 +76,7 @@ class Checkpointer:
         self._own_fence: int | None = None
         self._plan = functools.lru_cache(maxsize=4)(plan_pieces)
         self._arenas = (Arena(), Arena())
-        self._stager = Stager(self._settings.stage_threads)
+        self._stager = Stager(self._settings.chunk_nbytes, self._settings.stage_threads)
         self._background = Background(self._settings, self._arenas)
         self._is_closed = False
 
@@ -303,17 +303,19 @@ class Checkpointer:
         # it.
         shared = all(place.tier.shared for place in places)
         rank, world_size = (self._rank, self._world_size) if shared else (0, 1)
-        pieces = self._plan(leaves, rank, world_size, self._settings.chunk_nbytes)
-        nbytes = sum(piece.nbytes for piece in pieces)
+        pieces = self._plan(leaves, rank, world_size, self._settings.chunk_nbytes, self._settings.file_nbytes)
+        nbytes = staged_nbytes(pieces)
+        # What one place has stored need not be copied; another may not have it.
+        reuse = places[0].repository.reuse if len(places) == 1 else None
         arena = self._background.claim_arena(nbytes)
         try:
             body = arena.reserve(nbytes)
-            self._stager.copy(sources, pieces, body)
+            copied = self._stager.copy(sources, pieces, body, reuse)
             self._codecs.synchronize()
         except BaseException:
             self._background.return_arena(arena)
             raise
-        ticket.stats.staged_nbytes = nbytes
+        ticket.stats.staged_nbytes = sum(piece.nbytes for piece in pieces)
         staged = Staged(
             step=ticket.step,
             fence=ticket.fence,
@@ -325,6 +327,8 @@ class Checkpointer:
             pickled=tuple(leaf.path for leaf in leaves if leaf.kind == "pickle"),
             rank=rank,
             world_size=world_size,
+            digests=copied.digests,
+            absent=copied.absent,
         )
         for place in places:
             place.note_start(ticket.step)
@@ -334,10 +338,10 @@ class Checkpointer:
         """Return what this writer writes to a place, of what was staged."""
         if not place.tier.shared or (staged.rank, staged.world_size) == (self._rank, self._world_size):
             return staged
-        mine = self._plan(staged.leaves, self._rank, self._world_size, self._settings.chunk_nbytes)
-        begins = {piece.leaf: piece.body_offset for piece in staged.pieces}
-        pieces = tuple(replace(piece, body_offset=begins[piece.leaf] + piece.start) for piece in mine)
-        return replace(staged, pieces=pieces, rank=self._rank, world_size=self._world_size)
+        sizes = self._settings.chunk_nbytes, self._settings.file_nbytes
+        mine = self._plan(staged.leaves, self._rank, self._world_size, *sizes)
+        pieces = locate_pieces(mine, staged.pieces)
+        return replace(staged, pieces=pieces, rank=self._rank, world_size=self._world_size, digests=())
 
 
 def _checked(rank: int, world_size: int) -> tuple[int, int]:

@@ -19,7 +19,8 @@ from checkpointing.errors import Damaged, SaveAbandoned, StateMoved, Unsupported
 from checkpointing.reader import Reader
 from checkpointing.retention import Collector
 from checkpointing.settings import Settings, Stats
-from checkpointing.writer import Staged, Writer, Written
+from checkpointing.staging import Reuse
+from checkpointing.writer import Hashing, Staged, Writer, Written
 from storage.errors import StorageError
 from storage.store import ObjectStore
 
@@ -63,20 +64,17 @@ class Repository:
         self.reader = Reader(self.catalog, self.codecs, self.settings.io_threads)
         self.collector = Collector(self.catalog)
         self._committer = Committer(self.catalog)
-        self._writer = Writer(store, self.keys, self.settings.chunk_nbytes)
+        self._writer = Writer(store, self.keys, self.settings.chunk_nbytes, self.settings.file_nbytes)
+        self._indexed: tuple[str, ChunkIndex] | None = None
+        self.reuse: Reuse | None = None
 
     @property
     def store(self) -> ObjectStore:
         """Return the store."""
         return self.catalog.store
 
-    def hash(self, staged: Staged, effort: Effort) -> list[bytes]:
-        """Return the checksums of the staged chunks; the same for every repository."""
-        with self._timed(effort, "hash_s"):
-            return self._writer.hash(staged)
-
     def save(
-        self, staged: Staged, digests: list[bytes], policy: RetentionPolicy, effort: Effort
+        self, staged: Staged, hashing: Hashing, policy: RetentionPolicy, effort: Effort
     ) -> tuple[CheckpointRef, Manifest] | None:
         """Write this writer's part; as rank 0 also gather the others' and commit.
 
@@ -89,14 +87,18 @@ class Repository:
             PointerMoved: Another writer uses this fence.
             StorageError: The store refused.
         """
+        self.reuse = None
         self._committer.check_fence(staged.fence)
         unconfirmed: frozenset[str] = frozenset()
         taken: set[str] = set()
         for attempt in range(_MAX_REDOS):
             effort.stats.attempts += 1
-            written = self._write(staged, digests, self._index().without(taken), attempt, effort)
+            index = self._index()
+            usable = index.with_also(staged.absent).without(taken)
+            written = self._write(staged, hashing, usable, attempt, effort)
             if staged.rank:
                 self._writer.put_record(written.record)
+                self.reuse = self._what_to_reuse(index, written)
                 return None
             with self._timed(effort, "commit_s"):
                 manifest = self._gather(staged, written, effort)
@@ -107,6 +109,7 @@ class Repository:
                     taken |= moved.keys
                 else:
                     self._committer.drop_records(staged)
+                    self.reuse = self._what_to_reuse(self._index_of(ref, manifest), written)
                     return ref, manifest
         raise StateMoved(
             f"garbage collections took its files {_MAX_REDOS} times; is their minimum age too short?",
@@ -124,9 +127,12 @@ class Repository:
         record = self.catalog.pointer.read()
         return 0 if record is None else record.fence
 
-    def _write(self, staged: Staged, digests: list[bytes], index: ChunkIndex, attempt: int, effort: Effort) -> Written:
+    def _what_to_reuse(self, index: ChunkIndex, written: Written) -> Reuse | None:
+        return Reuse(index, written.stable) if written.stable and self.settings.incremental else None
+
+    def _write(self, staged: Staged, hashing: Hashing, index: ChunkIndex, attempt: int, effort: Effort) -> Written:
         with self._timed(effort, "write_s"):
-            written = self._writer.write(staged, digests, index, attempt)
+            written = self._writer.write(staged, hashing, index, attempt)
         effort.stats.uploaded_nbytes += written.nbytes
         effort.stats.reused_nbytes += written.reused_nbytes
         return written
@@ -152,7 +158,12 @@ class Repository:
             return ChunkIndex()  # write everything; whoever loads will tell what is wrong
         if manifest.chunk_nbytes != self.settings.chunk_nbytes:
             return ChunkIndex()
-        return ChunkIndex.of(manifest).without(self.catalog.condemned())
+        return self._index_of(committed[0], manifest).without(self.catalog.condemned())
+
+    def _index_of(self, ref: CheckpointRef, manifest: Manifest) -> ChunkIndex:
+        if self._indexed is None or self._indexed[0] != ref.digest:
+            self._indexed = (ref.digest, ChunkIndex.of(manifest))
+        return self._indexed[1]
 
     @contextlib.contextmanager
     def _timed(self, effort: Effort, name: str) -> Iterator[None]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from checkpointing.core.division import DEFAULT_SEGMENT_NBYTES
 from checkpointing.core.layout import DEFAULT_CHUNK_NBYTES
 from checkpointing.core.manifest import Manifest
 from checkpointing.core.records import CheckpointRef
@@ -28,6 +29,7 @@ class Settings:
         rewrite_after: After how many checkpoints a file is no longer referred to, but its chunks written anew.
         allow_pickle: Whether values that are neither tensors nor plain are pickled, and pickles are read.
         chunk_nbytes: What is compared, verified and left out as one; a multiple of 4096.
+        file_nbytes: About how large a shard file gets before another is begun; a larger tensor is cut.
         stage_threads: How many threads copy, the caller's among them.
         io_threads: How many requests are under way at once, most of all while loading.
         gather_timeout_s: How long rank 0 waits for the other writers.
@@ -43,6 +45,7 @@ class Settings:
     rewrite_after: int = 100
     allow_pickle: bool = False
     chunk_nbytes: int = DEFAULT_CHUNK_NBYTES
+    file_nbytes: int = DEFAULT_SEGMENT_NBYTES
     stage_threads: int = 2
     io_threads: int = 4
     gather_timeout_s: float = 60.0
@@ -55,6 +58,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.chunk_nbytes < 4096 or self.chunk_nbytes % 4096:
             raise ValueError(f"chunk_nbytes is {self.chunk_nbytes}; use a multiple of 4096")
+        if self.file_nbytes < self.chunk_nbytes:
+            raise ValueError(f"file_nbytes is {self.file_nbytes}; use chunk_nbytes ({self.chunk_nbytes}) or more")
 
 
 class EventKind(enum.Enum):

@@ -25,6 +25,10 @@ class Source(abc.ABC):
         A copy from a device may still be under way on return; :meth:`Codec.synchronize` ends it.
         """
 
+    def host_bytes(self) -> Bytes | None:
+        """Return the bytes of the box where they lie, if they lie in host memory one after the other."""
+        return None
+
 
 class Target(abc.ABC):
     """A tensor to be filled: this reader's box of it."""

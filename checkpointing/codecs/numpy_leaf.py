@@ -55,6 +55,10 @@ class ArraySource(Source):
         """Copy bytes of the array."""
         np.copyto(out, self._data[start:stop])
 
+    def host_bytes(self) -> Bytes | None:
+        """Return the array's memory."""
+        return self._data
+
 
 class NumpyTarget(Target):
     """An array to be filled, or made."""

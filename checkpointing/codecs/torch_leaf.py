@@ -101,6 +101,10 @@ class TorchSource(Source):
         item = self.spec.item_nbytes
         staged.copy_(self._tensor.reshape(-1)[start // item : stop // item], non_blocking=True)
 
+    def host_bytes(self) -> Bytes | None:
+        """Return the tensor's memory, if it is plain host memory."""
+        return self._data
+
 
 class TorchTarget(Target):
     """A tensor to be filled."""

@@ -9,12 +9,15 @@ Sharded tensors are written by those who hold them; where several hold the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from checkpointing.core.layout import ITEM_NBYTES, Box, chunk_count
+
+DEFAULT_SEGMENT_NBYTES = 256 << 20
+PAGE_NBYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,15 @@ class Piece:
         leaf: Which tensor, by its number in the tree.
         start: First byte within the box; a multiple of the chunk size.
         stop: One past the last byte.
-        body_offset: Where it goes in the writer's shard file, counted from the end of the header.
+        body_offset: Where it is staged.
+        segment: Which part of the staged bytes it is in; a segment is hashed, and at most written, as one.
     """
 
     leaf: int
     start: int
     stop: int
     body_offset: int
+    segment: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -93,10 +98,17 @@ def divide_line(sizes: Sequence[int], parts: int) -> list[int]:
     return [0, *np.maximum.accumulate(cuts).tolist(), len(sizes)]
 
 
-def plan_pieces(leaves: Sequence[LeafSpec], rank: int, world_size: int, chunk_nbytes: int) -> tuple[Piece, ...]:
-    """Return what writer `rank` of `world_size` writes, in the order of its shard file.
+def plan_pieces(
+    leaves: Sequence[LeafSpec],
+    rank: int,
+    world_size: int,
+    chunk_nbytes: int,
+    segment_nbytes: int = DEFAULT_SEGMENT_NBYTES,
+) -> tuple[Piece, ...]:
+    """Return what writer `rank` of `world_size` writes, in the order in which it is staged and written.
 
-    Wider elements come first, so that every tensor of the file is aligned to its own element size.
+    Wider elements come first, so that every tensor of a file is aligned to its own element size. The pieces are put
+    into segments: each begins at a page, and only a piece that is larger than a segment is cut.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not one of {world_size}")
@@ -105,11 +117,47 @@ def plan_pieces(leaves: Sequence[LeafSpec], rank: int, world_size: int, chunk_nb
     runs += _sharded_runs([i for i in order if leaves[i].copies], leaves, chunk_nbytes)
     runs.sort(key=lambda run: -leaves[run[0]].item_nbytes)
     pieces: list[Piece] = []
-    offset = 0
-    for leaf, start, stop in runs:
-        pieces.append(Piece(leaf, start, stop, offset))
+    offset = segment = used = 0
+    for leaf, start, stop in _cut(runs, segment_nbytes // chunk_nbytes * chunk_nbytes or chunk_nbytes):
+        # A tensor has one piece a segment at most, so that the two name the piece.
+        if used and (used + stop - start > segment_nbytes or pieces[-1].leaf == leaf):
+            segment, used = segment + 1, 0
+            offset = -(-offset // PAGE_NBYTES) * PAGE_NBYTES
+        pieces.append(Piece(leaf, start, stop, offset, segment))
         offset += stop - start
+        used += stop - start
     return tuple(pieces)
+
+
+def staged_nbytes(pieces: Sequence[Piece]) -> int:
+    """Return how much memory pieces are staged in, with the gaps between segments."""
+    return pieces[-1].body_offset + pieces[-1].nbytes if pieces else 0
+
+
+def locate_pieces(wanted: Iterable[Piece], staged: Sequence[Piece]) -> tuple[Piece, ...]:
+    """Return pieces with the place where each of them was staged as a part of others.
+
+    Args:
+        wanted: The pieces; where two of the others hold parts of one, it is cut.
+        staged: Pieces that hold all of them.
+    """
+    holders: dict[int, list[Piece]] = {}
+    for piece in staged:
+        holders.setdefault(piece.leaf, []).append(piece)
+    located: list[Piece] = []
+    for piece in wanted:
+        for holder in holders[piece.leaf]:
+            start, stop = max(piece.start, holder.start), min(piece.stop, holder.stop)
+            if start < stop:
+                place = holder.body_offset + start - holder.start
+                located.append(Piece(piece.leaf, start, stop, place, holder.segment))
+    return tuple(located)
+
+
+def _cut(runs: Iterable[tuple[int, int, int]], limit: int) -> Iterator[tuple[int, int, int]]:
+    for leaf, start, stop in runs:
+        for begin in range(start, stop, limit):
+            yield leaf, begin, min(begin + limit, stop)
 
 
 def _replicated_runs(

@@ -57,6 +57,10 @@ class ChunkIndex:
         """Return where a chunk lies, or None if it must be written."""
         return self._places.get(chunk)
 
+    def with_also(self, places: Mapping[ChunkId, Place]) -> ChunkIndex:
+        """Return the index with more places, for chunks that it does not have."""
+        return ChunkIndex({**places, **self._places}) if places else self
+
     def without(self, keys: set[str]) -> ChunkIndex:
         """Return the index without the chunks of some files."""
         if not keys:
@@ -95,8 +99,8 @@ class Run:
 
 
 def plan_runs(
-    pieces: Sequence[Piece], digests: Sequence[bytes], index: ChunkIndex, chunk_nbytes: int
-) -> tuple[Run, ...]:
+    pieces: Sequence[Piece], digests: Sequence[bytes], index: ChunkIndex, chunk_nbytes: int, first: int = 0
+) -> list[Run]:
     """Return the runs of all pieces: each maximal stretch of chunks that is written or found in one place.
 
     Args:
@@ -104,16 +108,17 @@ def plan_runs(
         digests: For each piece the checksums of its chunks, joined.
         index: What an earlier checkpoint has.
         chunk_nbytes: The chunk size.
+        first: The number of the first piece.
     """
     runs: list[Run] = []
-    for number, (piece, joined) in enumerate(zip(pieces, digests, strict=True)):
+    for number, (piece, joined) in enumerate(zip(pieces, digests, strict=True), first):
         if not len(index):  # nothing to find: a piece is a run
             runs.append(Run(number, piece.start, piece.stop, joined, None))
         elif piece.nbytes <= chunk_nbytes:
             runs.append(Run(number, piece.start, piece.stop, joined, index.find((joined, piece.nbytes))))
         else:
             runs.extend(_runs_of(number, piece, joined, index, chunk_nbytes))
-    return tuple(runs)
+    return runs
 
 
 def _runs_of(number: int, piece: Piece, joined: bytes, index: ChunkIndex, chunk_nbytes: int) -> Iterator[Run]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpointing.core.digest import DIGEST_NBYTES, digest
-from checkpointing.core.division import LeafSpec, Piece, divide_line, plan_pieces
+from checkpointing.core.division import LeafSpec, Piece, divide_line, locate_pieces, plan_pieces, staged_nbytes
 from checkpointing.core.increment import ChunkIndex, Place, plan_runs
 from checkpointing.core.keep import KeepAny, KeepBest, KeepEvery, KeepLast, RetentionPolicy, split
 from checkpointing.core.layout import Box, chunk_bounds, covers_exactly
@@ -56,16 +56,46 @@ def test_every_byte_is_written_by_exactly_one_writer(specs: list[LeafSpec], worl
     assert all(abs(load - average) <= 2 * CHUNK for load in loads), "the work is divided by bytes"
 
 
-@given(leaves(), st.integers(1, 5))
-def test_pieces_follow_each_other_in_the_file_and_are_aligned_to_their_elements(
-    specs: list[LeafSpec], world_size: int
+@given(leaves(), st.integers(1, 5), st.sampled_from([1, 64, 100, 256, 1 << 20]))
+def test_pieces_follow_each_other_in_their_segments_and_are_aligned_to_their_elements(
+    specs: list[LeafSpec], world_size: int, segment_nbytes: int
 ) -> None:
     for rank in range(world_size):
-        offset = 0
-        for piece in plan_pieces(specs, rank, world_size, CHUNK):
-            assert piece.body_offset == offset
-            assert offset % specs[piece.leaf].item_nbytes == 0
-            offset += piece.nbytes
+        pieces = plan_pieces(specs, rank, world_size, CHUNK, segment_nbytes)
+        end, segments = 0, set()
+        for piece in pieces:
+            if piece.segment not in segments:
+                segments.add(piece.segment)
+                assert piece.body_offset % 4096 == 0, "a segment begins at a page"
+                assert piece.body_offset - end < 4096
+            else:
+                assert piece.body_offset == end
+            assert piece.body_offset % specs[piece.leaf].item_nbytes == 0
+            end = piece.body_offset + piece.nbytes
+        assert staged_nbytes(pieces) == end
+        for segment in segments:
+            inside = [piece for piece in pieces if piece.segment == segment]
+            assert sum(piece.nbytes for piece in inside) <= max(segment_nbytes, CHUNK)
+            assert len({piece.leaf for piece in inside}) == len(inside)
+
+
+@given(leaves(), st.integers(1, 5), st.sampled_from([64, 100, 256]), st.sampled_from([64, 128]))
+def test_pieces_are_found_within_others_that_hold_them(
+    specs: list[LeafSpec], world_size: int, segment_nbytes: int, other_segment_nbytes: int
+) -> None:
+    whole = plan_pieces(specs, 0, 1, CHUNK, segment_nbytes)
+    staged = {(p.leaf, b): p.body_offset + b - p.start for p in whole for b in range(p.start, p.stop)}
+    for rank in range(world_size):
+        wanted = plan_pieces(specs, rank, world_size, CHUNK, other_segment_nbytes)
+        located = locate_pieces(wanted, whole)
+        assert [(p.leaf, b) for p in located for b in range(p.start, p.stop)] == [
+            (p.leaf, b) for p in wanted for b in range(p.start, p.stop)
+        ]
+        for piece in located:
+            assert piece.start % CHUNK == 0
+            assert all(
+                staged[piece.leaf, b] == piece.body_offset + b - piece.start for b in range(piece.start, piece.stop)
+            )
 
 
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 40))
@@ -98,7 +128,7 @@ def test_a_line_is_cut_into_runs_of_about_equal_size(sizes: list[int], parts: in
 @given(leaves(), st.integers(1, 4))
 def test_copying_threads_divide_the_pieces_without_gap_or_overlap(specs: list[LeafSpec], shares: int) -> None:
     pieces = plan_pieces(specs, 0, 1, CHUNK)
-    divided = [piece for share in split_pieces(pieces, shares) for piece in share]
+    divided = [piece for share in split_pieces(pieces, shares, CHUNK) for piece in share]
     assert [(p.leaf, b) for p in divided for b in range(p.start, p.stop)] == [
         (p.leaf, b) for p in pieces for b in range(p.start, p.stop)
     ]
