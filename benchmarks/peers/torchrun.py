@@ -77,6 +77,7 @@ class TorchrunJob:
         max_workers: Up to how many workers agents may join later; only with an agent a worker.
         script: The module's file that the workers run.
         steps: How many steps they train.
+        workload: The module of model and data, for scripts that leave the choice.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class TorchrunJob:
         max_workers: int | None = None,
         script: str = "torchrun_mlp.py",
         steps: int = _ENDLESS,
+        workload: str = "benchmarks.workload",
     ) -> None:
         if agents not in (1, workers):
             raise ValueError(f"agents={agents}: give 1, or one a worker ({workers})")
@@ -107,6 +109,7 @@ class TorchrunJob:
             "PEER_EVENTS": str(self._events),
             "PEER_SNAPSHOT": str(self._directory / "snapshot.pt"),
             "PEER_STEPS": str(steps),
+            "PEER_WORKLOAD": workload,
         }
         self.started_s = time.monotonic()
         for _ in range(agents):
@@ -237,13 +240,13 @@ def measure_cold_start(workers: int = 4) -> float:
         return commits[0].time_s - job.started_s
 
 
-def measure_step_times(workers: int = 4, *, steps: int = 300) -> list[float]:
+def measure_step_times(workers: int = 4, *, steps: int = 300, workload: str = "benchmarks.workload") -> list[float]:
     """Return the seconds of each of `steps` steps of plain DDP after its warm-up.
 
     Raises:
         PeerFailed: It did not run to its end.
     """
-    with TorchrunJob(workers, script="ddp_reference.py", steps=steps) as job:
+    with TorchrunJob(workers, script="ddp_reference.py", steps=steps, workload=workload) as job:
         job.wait_for_end()
         seconds: list[float] = json.loads(job.events.read_text())
         return seconds
