@@ -165,6 +165,8 @@ class TorchStepEngine:
         group = self._group
         if group is None:
             raise UsageError("no world: gradients cannot be reduced now.")
+        if not self._phase_open:
+            self._begin_phase()  # this member had nothing to compute in it
         touched = self._gradients.touched()
         if self._passes == 0 and any(touched):
             raise UsageError("gradients were accumulated by loss.backward(). Write step.backward(loss) instead.")

@@ -296,6 +296,15 @@ class TestRollback:
         engine.reduce([])
         torch.testing.assert_close(model.weight.grad, 3 * inputs().mean(0, keepdim=True))
 
+    def test_a_phase_without_a_backward_pass_has_no_gradients(self, alone: TorchGroup) -> None:
+        model: Any = nn.Linear(2, 1, bias=False)
+        engine = make(model, alone)
+        engine.begin(PLAN)
+        engine.backward(model(inputs()).mean(), 4, last=True)
+        engine.reduce([])
+        engine.reduce([])
+        assert model.weight.grad is None
+
     def test_a_step_that_cannot_be_undone_any_more_leaves_the_state_void(self, alone: TorchGroup) -> None:
         """One optimizer step in a program that was known to have one phase, and then something breaks."""
         model: Any = nn.Linear(2, 1)
