@@ -36,7 +36,7 @@ class WeightedOrder:
         ConfigurationError: The weights cannot be drawn from.
     """
 
-    weights: Sequence[float] | NDArray[np.float64]
+    weights: Sequence[float] | NDArray[np.floating[Any]]
     num_samples: int
     replacement: bool = True
 

@@ -22,7 +22,7 @@ class SizedDataset(Protocol):
     def __getitem__(self, index: Any, /) -> Any: ...
 
 
-Collate = Callable[[Sequence[Any]], Any]
+Collate = Callable[[list[Any]], Any]
 
 
 class ElasticBatches:
@@ -186,11 +186,10 @@ class _ReadPiece:
         return (self.collate or default_collate)(samples)
 
 
-def _samples(dataset: Any, indices: Sequence[int]) -> Sequence[Any]:
+def _samples(dataset: Any, indices: Sequence[int]) -> list[Any]:
     get_many = getattr(dataset, "__getitems__", None)  # torch's protocol for reading a batch at a time
     if get_many is not None:
-        samples: Sequence[Any] = get_many(list(indices))
-        return samples
+        return list(get_many(list(indices)))
     return [dataset[index] for index in indices]
 
 

@@ -60,7 +60,8 @@ def reference_weights(seed: int) -> torch.Tensor:
         optimizer.zero_grad()
         loss_of(model, torch.stack(samples)).backward()
         optimizer.step()
-    return model.state_dict()["weight"]
+    weights: torch.Tensor = model.state_dict()["weight"]
+    return weights
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -68,7 +69,8 @@ def test_reader_processes_serve_every_world_the_same_augmented_samples(tmp_path:
     pids, weights = tmp_path / "pids", tmp_path / "weights.pt"
     pids.mkdir()
     config = {"size": SIZE, "pids": str(pids), "weights": str(weights), "weighted": weighted}
-    with RunningJob(trainer(train_on_batches, tmp_path, 3, config)) as job:
+    elastic = trainer(train_on_batches, tmp_path, 3, config)
+    with RunningJob(elastic) as job:
         job.wait_for_step(8, world_size=3)
         victim = psutil.Process(job.pids[job.ranks()[1]])
         of_victim = victim.children(recursive=True)
@@ -77,9 +79,9 @@ def test_reader_processes_serve_every_world_the_same_augmented_samples(tmp_path:
         job.wait_for_step(12)
         _, alive = psutil.wait_procs(of_victim, timeout=20)
         assert not alive
-        job.trainer.resize(4)
+        elastic.resize(4)
         grown = job.wait_for_step(20, world_size=4)
-        job.trainer.resize(2)
+        elastic.resize(2)
         job.wait_for_step(grown["step"] + 1, world_size=2)
         (tmp_path / "busy").unlink()
         result = job.result()
@@ -142,15 +144,16 @@ def test_streams_are_used_once_through_kills_joins_and_leaves(tmp_path: Path, fi
     elif kind == "webdataset":
         pytest.importorskip("webdataset")
     config = {"kind": kind, "length": 320, "files": str(files), "data_epochs": 2}
-    with RunningJob(trainer(train_on_streams, tmp_path, 3, config)) as job:
+    elastic = trainer(train_on_streams, tmp_path, 3, config)
+    with RunningJob(elastic) as job:
         job.wait_for_step(8, world_size=3)
         job.signal(job.ranks()[1])
         job.wait_for_step(12)
-        job.trainer.resize(4)
+        elastic.resize(4)
         grown = job.wait_for_step(13, world_size=4)
         at = job.signal(job.ranks()[0])
         shrunk = job.wait_for_step(grown["step"] + 1, after=at)
-        job.trainer.resize(2)
+        elastic.resize(2)
         job.wait_for_step(shrunk["step"] + 1, world_size=2)
         (tmp_path / "busy").unlink()
         job.result()

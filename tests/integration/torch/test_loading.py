@@ -74,7 +74,7 @@ def open_loader() -> Iterator[Callable[..., tuple[TorchLoader, Feed]]]:
     yield open_one
     for loader in opened:
         loader.close()
-    multiprocessing.forkserver._forkserver._stop()  # it would live as long as this process
+    vars(multiprocessing.forkserver)["_forkserver"]._stop()  # it would live as long as this process
 
 
 def test_pieces_come_in_order_from_other_processes_also_after_the_feed_ran_dry(
@@ -122,7 +122,7 @@ def test_classes_of_the_users_script_and_closures_can_be_sent(
     class OfTheScript(Noisy):
         pass
 
-    started = []
+    started: list[int] = []
     OfTheScript.__module__ = "__main__"
     loader, feed = open_loader(OfTheScript(), num_workers=1, worker_init_fn=started.append)
     feed.waiting = pieces(1)

@@ -127,12 +127,12 @@ class Trained:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._parts: dict[tuple[int, str], list[Any]] = {}
+        self._parts: dict[tuple[int, int, str], list[Any]] = {}  # by membership epoch, step and worker
 
     def add(self, step: Step, worker: Worker, samples: list[Any]) -> None:
         """Count a part of an attempt; of a step that one worker tries several times, the last attempt counts."""
         with self._lock:
-            self._parts.setdefault((step._membership_epoch, step.index, str(worker.worker_id)), []).extend(samples)  # type: ignore[arg-type]
+            self._parts.setdefault((step._membership_epoch, step.index, str(worker.worker_id)), []).extend(samples)
 
     def samples(self, job: Job) -> dict[int, list[Any]]:
         """Return the samples of each committed step, sorted."""
@@ -143,7 +143,7 @@ class Trained:
             step = committed.transaction[1]
             result[step] = sorted(
                 sample
-                for (membership_epoch, index, _), samples in self._parts.items()  # type: ignore[misc]
+                for (membership_epoch, index, _), samples in self._parts.items()
                 if (membership_epoch, index) == (committed.membership_epoch, step)
                 for sample in samples
             )

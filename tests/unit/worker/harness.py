@@ -29,6 +29,7 @@ from elastic_train.worker.evaluation import Evaluation
 from elastic_train.worker.process import run_train_function
 from elastic_train.worker.runtime import Runtime
 from elastic_train.worker.steps import Loop, Step
+from elastic_train.worker.streams import ElasticStreams
 
 PATIENCE_S = 20.0
 
@@ -111,7 +112,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, args=(train,), name=self.worker_id)
         self._thread.start()
 
-    def loop(self, batches: ElasticBatches) -> Iterator[Step]:
+    def loop(self, batches: ElasticBatches | ElasticStreams) -> Iterator[Step]:
         self.loops += 1
         return iter(Loop(self.runtime, f"loop-{self.loops - 1}", batches))
 

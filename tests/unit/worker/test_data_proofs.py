@@ -28,14 +28,7 @@ def told(kind: str) -> tuple[Record, ...]:
     script.kill("w0001", at_step=2)
 
     def train(worker: Worker) -> None:
-        source = {
-            "all": lambda: ElasticStreams(stream, global_batch_size=8, data_epochs=2),
-            "any": lambda: ElasticStreams(stream, global_batch_size=8, data_epochs=2, ends="any"),
-            "order": lambda: ElasticBatches(
-                samples(30), global_batch_size=8, data_epochs=2, order=WeightedOrder([1.0] * 30, 30)
-            ),
-        }[kind]()
-        for step in worker.loop(source):
+        for step in worker.loop(source(kind)):
             with step:
                 for (numbers,) in step:
                     step.backward(float(len(numbers)))
@@ -46,6 +39,13 @@ def told(kind: str) -> tuple[Record, ...]:
         job.form(workers)
         finish(job, lose(job, workers, workers[1]))
         return tuple(records_of(job))
+
+
+def source(kind: str) -> ElasticBatches | ElasticStreams:
+    if kind == "order":
+        order = WeightedOrder([1.0] * 30, 30)
+        return ElasticBatches(samples(30), global_batch_size=8, data_epochs=2, order=order)
+    return ElasticStreams(stream, global_batch_size=8, data_epochs=2, ends="any" if kind == "any" else "all")
 
 
 def stream(shard: int, _num_shards: int) -> range:
