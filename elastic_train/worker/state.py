@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from elastic_train.context import get_runtime
+from elastic_train.errors import UsageError
 from elastic_train.worker.batches import ElasticBatches
 from elastic_train.worker.evaluation import EvaluateBatch, Evaluation
 from elastic_train.worker.runtime import Runtime
@@ -74,7 +75,12 @@ class TrainState:
 
         Returns:
             The means over all samples; the same on every worker and at every world size.
+
+        Raises:
+            UsageError: `batches` are streams.
         """
+        if isinstance(batches, ElasticStreams):
+            raise UsageError("evaluate on ElasticBatches: a stream cannot be cut into pieces for anybody to compute")
         name = f"{self.committed_steps}/{self._evaluations}"
         self._evaluations += 1
         self._runtime.join()

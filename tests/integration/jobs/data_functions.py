@@ -67,6 +67,11 @@ def train_on_batches(config: dict[str, Any]) -> None:
                 pace(config)
                 step.backward(loss_of(model, inputs))
             optimizer.step()
+    leave_weights(config, model)
+
+
+def leave_weights(config: dict[str, Any], model: torch.nn.Module) -> None:
+    """Leave the weights in the file that the config names."""
     if et.get_context().rank == 0:
         torch.save(model.state_dict(), config["weights"])
 
@@ -166,3 +171,4 @@ def train_on_streams(config: dict[str, Any]) -> None:
                 pace(config)
                 step.backward(loss_of(model, inputs))
             optimizer.step()
+    leave_weights(config, model)

@@ -33,10 +33,19 @@ def trainer(
     train: Callable[..., None], tmp_path: Path, workers: int, config: dict[str, Any], **options: Any
 ) -> ElasticTrainer:
     busy = tmp_path / "busy"
+    tmp_path.mkdir(exist_ok=True)
     busy.touch()
     return ElasticTrainer(
         train,
-        config={"batch": BATCH, "data_epochs": 2, "busy": str(busy), **config},
+        config={
+            "batch": BATCH,
+            "data_epochs": 2,
+            "busy": str(busy),
+            "weights": str(tmp_path / "weights.pt"),
+            "pids": str(tmp_path),
+            "size": SIZE,
+            **config,
+        },
         num_workers=workers,
         min_workers=1,
         max_workers=SHARDS,
@@ -175,3 +184,23 @@ def test_streams_go_on_from_a_checkpoint_when_everyone_is_killed(tmp_path: Path,
         assert job.of("checkpoint_restored")
         assert job.findings() == []
         assert_the_streams_were_read(job, config)
+
+
+@pytest.mark.parametrize("train", [train_on_batches, train_on_streams])
+def test_a_deterministic_job_has_the_same_weights_after_a_kill_on_other_workers(
+    tmp_path: Path, train: Callable[..., None]
+) -> None:
+    config = {"kind": "counted", "length": 90, "data_epochs": 1, "size": 480}
+    weights = []
+    for workers in (1, 3):
+        folder = tmp_path / str(workers)
+        with RunningJob(trainer(train, folder, workers, config, deterministic=True)) as job:
+            job.wait_for_step(5, world_size=workers)
+            if workers > 1:
+                job.signal(job.ranks()[1])
+                job.wait_for_step(9, world_size=2)
+            (folder / "busy").unlink()
+            job.result()
+            assert job.findings() == []
+        weights.append(torch.load(folder / "weights.pt", weights_only=True)["weight"])
+    assert torch.equal(*weights)
