@@ -55,7 +55,7 @@ def test_one_hash_at_every_world_size(tmp_path: Path, program: str) -> None:
 def test_one_hash_through_kills_drains_joins_and_a_total_loss(tmp_path: Path, program: str, seed: int) -> None:
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
-    options: dict[str, Any] = {"config": {"data_epochs": 20, "micro_batch_size": 2}}
+    options: dict[str, Any] = {"config": {"data_epochs": 16, "micro_batch_size": 3}}
     with RunningJob(trainer(undisturbed, 2, program, **options)) as job:
         expected = hashes(job.result(), undisturbed)
 
@@ -66,10 +66,10 @@ def test_one_hash_through_kills_drains_joins_and_a_total_loss(tmp_path: Path, pr
         "digest_every_steps": 7,
     }
     with RunningJob(trainer(tmp_path, 3, program, **options)) as job:
-        for target in (4, 12, 20, 28):
+        for target in (4, 11, 18, 25):
             job.wait_for_step(target)
             disturb(job, rng)
-        job.wait_for_step(36)
+        job.wait_for_step(32)
         for worker in job.ranks():
             job.signal(worker)
         found = hashes(job.result(), tmp_path)
@@ -97,14 +97,17 @@ def test_a_worker_with_a_corrupted_state_is_named_left_out_and_replaced(tmp_path
     undisturbed.mkdir()
     with RunningJob(trainer(undisturbed, 2, "mlp", config={"data_epochs": 8})) as job:
         expected = hashes(job.result(), undisturbed)
-    config = {"data_epochs": 8, "corrupt": {"worker": "w0002", "step": 8}}
+    config = {"data_epochs": 8, "pause_s": 0.02, "corrupt": {"worker": "w0002", "step": 8}}
     with RunningJob(trainer(tmp_path, 3, "mlp", config=config, digest_every_steps=3)) as job:
+        job.wait_for("a successor", lambda: len(job.of("worker_launched")) > 3)
         found = hashes(job.result(), tmp_path)
         diverged = job.of("state_diverged")
         assert {tuple(record["workers"]) for record in diverged} == {("w0002",)}
         assert all("model.tensors.0.weight" in record["tensors"] for record in diverged)
-        assert [record.source for record in job.of("worker_left")] == ["w0002"]
-    assert found[0] == expected[0], "what the corrupted worker did since the fault has no trace"
+        assert min(job.of("worker_left"), key=lambda record: record.t).source == "w0002"
+        finished = {record.source for record in job.of("worker_finished")}
+        assert {"w0001", "w0003"} <= finished <= {"w0001", "w0003", "w0004"}
+    assert found == expected, "it was found before it took another step"
 
 
 def test_without_a_majority_the_job_fails_and_names_both(tmp_path: Path) -> None:

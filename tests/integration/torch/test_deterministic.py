@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from elastic_train.core.data import split
 from elastic_train.ports import StepPlan
@@ -79,3 +81,38 @@ def test_one_digest_at_every_world_size() -> None:
             for size in sizes
         ]
         assert all(each == losses[0] for each in losses), name
+
+
+def _beside_ddp(worker: Worker) -> Any:
+    """Train the perceptron in deterministic mode, then in plain DDP; return both runs' losses over the global batch."""
+    group = worker.form([0, 1])
+    program = PROGRAMS["mlp"]()
+    engine = worker.framework.bind(program.items)
+    engine.attach(group)
+    ours = [take_step(program, engine, step, worker.index, 2, SAMPLES) for step in range(STEPS)]
+    engine.attach(None)
+
+    program = PROGRAMS["mlp"]()
+    model = DistributedDataParallel(program.items["model"])
+    inputs, targets = program.data
+    theirs = []
+    for step in range(STEPS):
+        order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(step))
+        mine = order[SAMPLES // 2 * worker.index : SAMPLES // 2 * (worker.index + 1)]
+        model.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs[mine]), targets[mine])
+        loss.backward()
+        program.update()
+        theirs.append(loss.item())
+    del model
+    group.close()
+    return ours, theirs
+
+
+def test_losses_agree_with_plain_ddp() -> None:
+    with workers(2, _beside_ddp, process_group=True) as running:
+        results = running.results()
+    ours = [sum(sum(losses[step].values()) for losses, _ in results) / SAMPLES for step in range(STEPS)]
+    theirs = [sum(losses[step] for _, losses in results) / 2 for step in range(STEPS)]
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert ours[-1] < ours[0]
