@@ -1,4 +1,4 @@
-"""Ways to save and load one state, ours and the peers', each as the seconds until training goes on and until it is safe."""
+"""Ways to save and load one state, ours and the peers': the seconds until training goes on and until it is safe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import mmap
 import os
 import shutil
 import socket
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,11 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as _dcp
 
 from checkpointing import Checkpointer, KeepLast, Settings
 from storage import open_store
 
 _BLOCK = 8 << 20
+
+dcp: Any = _dcp  # what it offers it does not declare
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,12 @@ class Ours:
         self.checkpointer.wait()  # raises if it failed; and removes the one before, which is nobody's waiting time
         return Saved(stall_s, durable_s)
 
+    def begin_save(self) -> Callable[[], bool]:
+        """Begin a save, and return how to ask whether it is durable."""
+        self._step += 1
+        ticket = self.checkpointer.save(self._step, self._state, fence=1)
+        return lambda: ticket.is_done
+
     def load(self) -> None:
         """Fill the state's own tensors."""
         self.checkpointer.load(into=self._state)
@@ -245,24 +253,23 @@ class Peers:
 
     def dcp_save(self) -> Saved:
         """Save by torch.distributed.checkpoint."""
-        import torch.distributed.checkpoint as dcp
-
         return timed(lambda: dcp.save(self._state, checkpoint_id=self._fresh("dcp"), no_dist=True))
 
     def dcp_async_save(self) -> Saved:
         """Save by torch.distributed.checkpoint, asynchronously."""
-        import torch.distributed.checkpoint as dcp
-
         began = time.perf_counter()
         future: Any = dcp.async_save(self._state, checkpoint_id=self._fresh("dcp-async"))
         stall_s = time.perf_counter() - began
         future.result()
         return Saved(stall_s, time.perf_counter() - began)
 
+    def begin_dcp_async_save(self) -> Callable[[], bool]:
+        """Begin an asynchronous save, and return how to ask whether it is durable."""
+        future: Any = dcp.async_save(self._state, checkpoint_id=self._fresh("dcp-async"))
+        return lambda: bool(future.done())
+
     def dcp_load(self) -> None:
         """Load by torch.distributed.checkpoint into the state's tensors."""
-        import torch.distributed.checkpoint as dcp
-
         dcp.load(self._state, checkpoint_id=self.folder / "dcp", no_dist=True)
 
     def _fresh(self, name: str) -> Path:
@@ -302,14 +309,11 @@ class Training:
         self._optimizer.step()
         return time.perf_counter() - began
 
-    def steps_while(self, work: Callable[[], object]) -> list[float]:
-        """Return the seconds of the steps done while `work` runs in another thread."""
-        thread = threading.Thread(target=work)
-        thread.start()
+    def steps_until(self, is_done: Callable[[], bool]) -> list[float]:
+        """Return the seconds of the steps done until something in the background is done."""
         seconds = []
-        while thread.is_alive():
+        while not is_done():
             seconds.append(self.step())
-        thread.join()
         return seconds
 
     def steps_for(self, duration_s: float) -> list[float]:

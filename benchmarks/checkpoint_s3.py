@@ -6,9 +6,9 @@ import http.client
 from typing import Any
 from urllib.parse import urlsplit
 
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 
+from benchmarks.checkpoint_cases import dcp
 from storage.testing import S3Server
 
 
@@ -19,9 +19,9 @@ class DcpOnS3:
         self._url = f"s3://{path}"
         self._state = state
         options = server.options
-        self._options = {
-            "key": options.get("access_key_id") or options.get("key"),
-            "secret": options.get("secret_access_key") or options.get("secret"),
+        self._options: dict[str, Any] = {
+            "key": options["access_key_id"],
+            "secret": options["secret_access_key"],
             "client_kwargs": {"endpoint_url": server.url, "region_name": "us-east-1"},
             "use_listings_cache": False,
         }
@@ -32,13 +32,29 @@ class DcpOnS3:
         dcp.save(self._state, storage_writer=writer, no_dist=True)
 
 
-def bare_put(server: S3Server, path: str, view: memoryview) -> None:
-    """Send the bytes to the server by one plain HTTP request, without signing or hashing them."""
+def bare_put(server: S3Server, bucket: str, key: str, view: memoryview) -> None:
+    """Send the bytes to the server by one plain HTTP request, without hashing them."""
+    import boto3
+    from botocore.config import Config
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=server.url,
+        aws_access_key_id=server.options["access_key_id"],
+        aws_secret_access_key=server.options["secret_access_key"],
+        region_name="us-east-1",
+        config=Config(signature_version="s3v4"),
+    )
+    signed = client.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": key})
     parts = urlsplit(server.url)
     assert parts.hostname is not None
     connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=300)
     try:
-        connection.request("PUT", f"/{path}", body=view, headers={"Content-Length": str(len(view))})
-        connection.getresponse().read()
+        headers = {"Content-Length": str(len(view))}
+        connection.request("PUT", signed.removeprefix(server.url), body=view, headers=headers)
+        response = connection.getresponse()
+        response.read()
+        if response.status != 200:
+            raise RuntimeError(f"the server answered {response.status}")
     finally:
         connection.close()
