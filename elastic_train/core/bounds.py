@@ -19,6 +19,7 @@ class Bounds:
     ack_timeout_s: float = 1.0  # for an answer to an unplanned proposal or a probe
     ack_timeout_per_worker_s: float = 0.001  # added for every member: one key is rewritten by each
     coalesce_s: float = 0.02  # after the first loss, for others that come with it
+    coalesce_per_worker_s: float = 0.0002  # for every member, if that is longer: a node's loss takes long to arrive
     grace_s: float = 0.3  # after a broken collective, for the loss behind it to become known
     gather_s: float = 3.0  # at the start, once min_workers are ready, for the rest
     join_batch_s: float = 0.2  # for more joiners that are already starting
@@ -57,6 +58,10 @@ class Bounds:
         if self.min_workers <= workers <= self.max_workers:
             return ""
         return f"{workers} is not within [{self.min_workers}, {self.max_workers}]"
+
+    def coalescing_s(self, members: int) -> float:
+        """Return how long to wait for further losses in a world of this many members."""
+        return max(self.coalesce_s, members * self.coalesce_per_worker_s)
 
     def acknowledge_s(self, members: int) -> float:
         """Return how long to wait for an answer from this many members."""

@@ -110,7 +110,7 @@ def _mourn(d: Draft, worker: Worker, cause: Cause, obituary: str) -> None:
         d.sign(cause, obituary)
     elif _is_needed(d, worker):
         d.sign(cause, obituary)
-        break_world(d, d.bounds.coalesce_s)
+        break_world(d, d.bounds.coalescing_s(0 if d.state.world is None else len(d.state.world.members)))
 
 
 def _is_needed(d: Draft, worker: Worker) -> bool:

@@ -33,3 +33,8 @@ def test_quiet_makes_good() -> None:
     twice = Backoff().again(1.0, 0.0).again(2.0, 1.5)
     assert twice.after_quiet(11.9, quiet_s=10.0) is twice
     assert twice.after_quiet(12.1, quiet_s=10.0) == Backoff()
+
+
+def test_the_losses_of_a_large_world_are_waited_for_longer() -> None:
+    bounds = Bounds(min_workers=1, max_workers=4, num_workers=2, coalesce_s=0.02, coalesce_per_worker_s=0.0002)
+    assert [bounds.coalescing_s(members) for members in (0, 4, 100, 1000)] == [0.02, 0.02, 0.02, 0.2]
