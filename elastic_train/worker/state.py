@@ -79,7 +79,7 @@ class TrainState:
         Raises:
             UsageError: `batches` are streams.
         """
-        if isinstance(batches, ElasticStreams):
+        if isinstance(batches, ElasticStreams):  # type: ignore[unreachable]  # for those without a type checker
             raise UsageError("evaluate on ElasticBatches: a stream cannot be cut into pieces for anybody to compute")
         name = f"{self.committed_steps}/{self._evaluations}"
         self._evaluations += 1

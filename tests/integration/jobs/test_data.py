@@ -197,8 +197,8 @@ def test_a_deterministic_job_has_the_same_weights_after_a_kill_on_other_workers(
         with RunningJob(trainer(train, folder, workers, config, deterministic=True)) as job:
             job.wait_for_step(5, world_size=workers)
             if workers > 1:
-                job.signal(job.ranks()[1])
-                job.wait_for_step(9, world_size=2)
+                at = job.signal(job.ranks()[1])
+                job.wait_for_step(6, after=at)
             (folder / "busy").unlink()
             job.result()
             assert job.findings() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing.forkserver
 import os
 import random
@@ -74,6 +75,8 @@ def open_loader() -> Iterator[Callable[..., tuple[TorchLoader, Feed]]]:
     yield open_one
     for loader in opened:
         loader.close()
+    opened.clear()
+    gc.collect()  # an exception's traceback holds the queues, and they their semaphores
     vars(multiprocessing.forkserver)["_forkserver"]._stop()  # it would live as long as this process
 
 
