@@ -42,9 +42,8 @@ def train(config: dict[str, Any]) -> None:
     for step in state.steps(batches):
         with step:
             for inputs, targets in step:
-                loss = step.backward(nn.functional.cross_entropy(model(inputs), targets))
+                step.report(loss=step.backward(nn.functional.cross_entropy(model(inputs), targets)))
             optimizer.step()
-            step.report(loss=loss)
     if et.get_context().rank == 0:
         kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -41,12 +41,12 @@ def state_digests(records: Sequence[Record]) -> dict[Place, Mapping[str, str]]:
     for record in records:
         if record.kind != "state_digest":
             continue
-        epoch = record["membership_epoch"]
-        if (epoch, record["version"], record.source) in dropped:
+        membership_epoch = record["membership_epoch"]
+        if (membership_epoch, record["version"], record.source) in dropped:
             continue
         place = record["loop"], record["step"]
-        if place not in newest or newest[place][0] <= epoch:
-            newest[place] = epoch, record["tensors"]
+        if place not in newest or newest[place][0] <= membership_epoch:
+            newest[place] = membership_epoch, record["tensors"]
     return {place: tensors for place, (_, tensors) in newest.items()}
 
 

@@ -127,8 +127,9 @@ class JournalReader:
 
     def _step_measured(self, record: Record, at: float) -> Iterator[Observation]:
         del at
-        epoch = record["membership_epoch"]
-        self._merger.measure(Measured(record["version"] + 1, epoch, record["metrics"], record["losses"]))
+        self._merger.measure(
+            Measured(record["version"] + 1, record["membership_epoch"], record["metrics"], record["losses"])
+        )
         yield from ()
 
     def _step_committed(self, record: Record, at: float) -> Iterator[Observation]:

@@ -65,10 +65,11 @@ def test_one_hash_through_kills_drains_joins_and_a_total_loss(tmp_path: Path, pr
         "checkpoint_config": CheckpointConfig(every_steps=4),
         "digest_every_steps": 7,
     }
-    with RunningJob(trainer(tmp_path, 3, program, **options)) as job:
+    running = trainer(tmp_path, 3, program, **options)
+    with RunningJob(running) as job:
         for target in (4, 11, 18, 25):
             job.wait_for_step(target)
-            disturb(job, rng)
+            disturb(job, running, rng)
         job.wait_for_step(32)
         for worker in job.ranks():
             job.signal(worker)
@@ -79,14 +80,14 @@ def test_one_hash_through_kills_drains_joins_and_a_total_loss(tmp_path: Path, pr
     assert found == expected
 
 
-def disturb(job: RunningJob, rng: random.Random) -> None:
+def disturb(job: RunningJob, running: ElasticTrainer, rng: random.Random) -> None:
     """Kill a worker or two, drain one, or change their number."""
     ranks = job.ranks()
     what = rng.choice(["kill", "kill two", "drain", "resize"])
     if what == "resize":
-        job.trainer.resize(rng.choice([size for size in range(1, SHARDS + 1) if size != len(ranks)]))
+        running.resize(rng.choice([size for size in range(1, SHARDS + 1) if size != len(ranks)]))
     elif what == "drain":
-        job.trainer.drain(rng.choice(ranks))
+        running.drain(rng.choice(ranks))
     else:
         for worker in rng.sample(ranks, min(len(ranks) - 1, 1 + (what == "kill two")) or 1):
             job.signal(worker)

@@ -15,9 +15,9 @@ from elastic_train.trainer import cli
 from elastic_train.trainer.journal_diff import Difference, compare
 
 
-def _digest(step: int, source: str = "w1", epoch_number: int = 1, **tensors: str) -> Record:
-    fields = {"membership_epoch": epoch_number, "loop": "loop-0", "step": step, "version": step + 1}
-    return _record("state_digest", source, **fields, digest="-".join(tensors.values()), tensors=tensors)
+def _digest(step: int, /, _source: str = "w1", _epoch_number: int = 1, **tensors: str) -> Record:
+    fields = {"membership_epoch": _epoch_number, "loop": "loop-0", "step": step, "version": step + 1}
+    return _record("state_digest", _source, **fields, digest="-".join(tensors.values()), tensors=tensors)
 
 
 def _record(kind: str, source: str = "w1", **fields: Any) -> Record:
@@ -38,7 +38,7 @@ def test_equal_runs_are_compared_where_both_have_digests() -> None:
 
 
 def test_what_a_corrupted_worker_had_does_not_count() -> None:
-    good, bad = _digest(9, weight="a"), _digest(9, source="w2", weight="x")
+    good, bad = _digest(9, weight="a"), _digest(9, "w2", weight="x")
     found = _record("state_diverged", membership_epoch=1, version=10, workers=["w2"], majority=True, tensors=["weight"])
     assert compare([good], [good, bad, found]).first_different is None
 
@@ -49,7 +49,15 @@ def test_of_a_step_that_was_run_again_the_last_counts() -> None:
 
 def test_the_command_says_by_its_exit_code_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def journal(name: str, **tensors: str) -> str:
-        lines = [{"t": 1.0, "wall": 1.0, "kind": "state_digest", "source": "w1", **dict(_digest(9, **tensors).fields)}]
+        lines = [
+            {
+                "t": 1.0,
+                "wall": 1.0,
+                "kind": "state_digest",
+                "source": "w1",
+                **dict(_digest(9, "w1", 1, **tensors).fields),
+            }
+        ]
         run = tmp_path / name / "journal" / "run-1"
         run.mkdir(parents=True)
         (run / "w1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -8,7 +8,7 @@ divides the number of shards) that is one, and no byte more than any all-reduce 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 
 import torch
@@ -87,7 +87,7 @@ class OrderedSum:
             self._mesh.exchange(
                 {other: byte_view(outgoing[other]) for other in self._others} if outgoing else {},
                 {o: byte_view(slots[first[o] + turn]) for o in self._others if turn < len(nodes[o])},
-                lambda other, turn=turn: folding.arrive(first[other] + turn),  # type: ignore[misc]
+                partial(_arrived, folding, first, turn),
             )
         views = {other: byte_view(out_chunks[other]) for other in self._others}
         self._mesh.exchange(dict.fromkeys(self._others, byte_view(mine)), views)
@@ -104,6 +104,10 @@ class OrderedSum:
 def nodes_by_rank(shards: int, world_size: int) -> tuple[tuple[Node, ...], ...]:
     """Return, by rank, the largest nodes inside each member's run of shards."""
     return tuple(tuple(largest_nodes(split(shards, world_size, rank), shards)) for rank in range(world_size))
+
+
+def _arrived(folding: _Folding, first: Sequence[int], turn: int, other: int) -> None:
+    folding.arrive(first[other] + turn)
 
 
 class _Folding:
