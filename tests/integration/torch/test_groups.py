@@ -242,6 +242,24 @@ def test_two_hundred_re_formations_leave_neither_descriptors_nor_threads() -> No
             assert late <= early
 
 
+def _close_with_work_under_way(worker: Worker) -> Any:
+    group = worker.form(range(2))
+    worker.say("formed")
+    if worker.index == 1:
+        worker.hear()
+        return None
+    group.start_all_reduce(torch.ones(BIG))
+    started_at = time.monotonic()
+    group.close()
+    return time.monotonic() - started_at
+
+
+def test_closing_does_not_wait_for_a_collective_that_nobody_waits_for() -> None:
+    with workers(2, _close_with_work_under_way) as running:
+        assert running.heard(0) == "formed"
+        assert running.heard(0) < 5.0
+
+
 def _use_torch_distributed(worker: Worker) -> Any:
     before = _level()
     worlds = []

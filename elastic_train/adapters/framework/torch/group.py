@@ -174,6 +174,8 @@ class TorchGroup:
         """Free the group's sockets and threads. Never blocks on a broken group."""
         with self._lock:
             self._broken = self._broken or "the group is closed"
+        if self._background.busy:
+            self._mesh.abort(self._broken)  # nobody will wait for what was started
         self._background.close()
         self._mesh.close()
         if self._process_group is not None:
@@ -196,6 +198,10 @@ class _Background:
         done: Future[None] = Future()
         self._open.append(done)
         self._queue.put((collective, done))
+
+    @property
+    def busy(self) -> bool:
+        return any(not done.done() for done in self._open)
 
     def wait(self) -> None:
         """Wait for all; raise the first failure."""
