@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -83,7 +85,7 @@ def test_a_split_is_contiguous_complete_and_even(total: int, parts: int) -> None
     runs = [split(total, parts, part) for part in range(parts)]
     assert runs[0][0] == 0
     assert runs[-1][1] == total
-    assert all(before[1] == after[0] for before, after in zip(runs, runs[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(runs))
     sizes = [stop - start for start, stop in runs]
     assert max(sizes) - min(sizes) <= 1
 

@@ -196,8 +196,9 @@ class Job:
     def await_planned(self, workers: list[Worker]) -> None:
         """Wait until the agents of these workers know of the planned proposal."""
         for worker in workers:
-            with worker.agent._changed:
-                assert worker.agent._changed.wait_for(lambda: worker.agent.planned is not None, PATIENCE_S)
+            agent = worker.agent
+            with agent._changed:
+                assert agent._changed.wait_for(lambda agent=agent: agent.planned is not None, PATIENCE_S)
 
     def _await(self, key: str, predicate: Callable[[bytes], bool]) -> bytes:
         """Wait for a value that was ever written, also if it was deleted since (a worker's key goes with its lease)."""
