@@ -196,7 +196,7 @@ def _usual_s(committed: Sequence[CommittedStep]) -> float:
 
 
 def _possible_rate(worlds: Iterable[WorldSpan], by_world: _Steps) -> float:
-    rates = []
+    rates: list[float] = []
     for world in worlds:
         committed = by_world.get(world.membership_epoch, [])
         for step, interval_s in zip(committed[1:], _intervals(committed), strict=False):

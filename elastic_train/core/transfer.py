@@ -16,7 +16,7 @@ def transfer_rounds(holders: Sequence[int], receivers: Sequence[int]) -> list[li
         Rounds of (sender, receiver); in one round every rank appears at most once. ceil(log2(n / holders)) rounds.
     """
     have, need = list(holders), list(receivers)
-    rounds = []
+    rounds: list[list[tuple[int, int]]] = []
     while need:
         pairs = list(zip(have, need, strict=False))
         need = need[len(pairs) :]

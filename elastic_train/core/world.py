@@ -164,7 +164,7 @@ class JobState:
     census: Mapping[Life, int] = field(default_factory=dict[Life, int])  # of `workers`
     gone: frozenset[WorkerId] = frozenset()  # lost, and their records may still stand or change
     draining: frozenset[WorkerId] = frozenset()
-    silent: Mapping[WorkerId, Worker] = field(default_factory=dict)  # not ours, taken for lost
+    silent: Mapping[WorkerId, Worker] = field(default_factory=dict[WorkerId, Worker])  # not ours, taken for lost
 
     membership_epoch: int = 0  # newest proposed
     fence: int = 0  # of the newest world known to be published

@@ -33,6 +33,14 @@ class Trainer(Protocol):
         """Run the job to its end."""
         ...
 
+    def resize(self, workers: int) -> Any:
+        """Ask for another number of workers."""
+        ...
+
+    def drain(self, worker_id: str) -> Any:
+        """Ask one worker to leave."""
+        ...
+
     def stop(self) -> Any:
         """End the job after the current step."""
         ...

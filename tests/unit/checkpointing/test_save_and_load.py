@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import doctest
 import subprocess
 import sys
 import threading
@@ -7,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+import checkpointing
 from checkpointing import Checkpointer, KeepBest, KeepLast, NoCheckpoint, Settings, StructureMismatch
 from checkpointing.errors import InvalidName, PickleNotAllowed, UnsupportedLeaf
 from checkpointing.settings import Event, EventKind, Phase
@@ -17,6 +19,10 @@ def test_importing_it_loads_no_array_library_but_numpy() -> None:
     code = "import sys, checkpointing; print({'torch', 'tensorflow', 'jax', 'elastic_train'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_example_in_the_package_runs() -> None:
+    assert doctest.testmod(checkpointing) == (0, 6)
 
 
 def test_a_state_comes_back_as_it_was() -> None:

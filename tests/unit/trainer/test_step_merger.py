@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,7 +73,7 @@ def _measured(version: int, losses: dict[int, float], *, epoch_number: int = 1) 
 
 
 def _named(version: int, samples: int, *, epoch_number: int = 1, whole: float = 0.1) -> StepPart:
-    named = {"losses": {"loss": "1.0"}, "whole": {"lr": whole}}
+    named: dict[str, dict[str, Any]] = {"losses": {"loss": "1.0"}, "whole": {"lr": whole}}
     sums = {"loss": (9.0, 9.0), "lr": (whole * samples, float(samples))}
     return StepPart(0.0, version - 1, version, epoch_number, samples, 8, sums, named)
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from elastic_train.adapters.coordination.memory import MemoryCoordination, MemoryStore
@@ -84,6 +85,10 @@ class _WorkerCheckpoints:
         """Nothing is under way."""
 
 
+def _knows_of_plan(agent: Agent) -> bool:
+    return agent.planned is not None
+
+
 class Worker:
     """One worker: an agent, a runtime and a thread that runs a train function of (worker)."""
 
@@ -109,6 +114,7 @@ class Worker:
         self.runtime.bind({"model": self.model})
         self.exit_code: int | None = None
         self.loops = 0
+        self.results: dict[str, float] = {}  # of the newest evaluation
         self._thread = threading.Thread(target=self._run, args=(train,), name=self.worker_id)
         self._thread.start()
 
@@ -196,9 +202,9 @@ class Job:
     def await_planned(self, workers: list[Worker]) -> None:
         """Wait until the agents of these workers know of the planned proposal."""
         for worker in workers:
-            agent = worker.agent
-            with agent._changed:
-                assert agent._changed.wait_for(lambda agent=agent: agent.planned is not None, PATIENCE_S)
+            with worker.agent._changed:
+                knows = partial(_knows_of_plan, worker.agent)
+                assert worker.agent._changed.wait_for(knows, PATIENCE_S)
 
     def _await(self, key: str, predicate: Callable[[bytes], bool]) -> bytes:
         """Wait for a value that was ever written, also if it was deleted since (a worker's key goes with its lease)."""

@@ -239,7 +239,7 @@ def evaluating(kill: str | None = None) -> Callable[[Worker], None]:
             if step.index == 2:
                 worker.results = worker.evaluate(
                     f"{worker.runtime.progress.positions['loop-0']}/0",
-                    validation(),  # type: ignore[attr-defined]
+                    validation(),
                     lambda numbers: count_and_mean(worker, numbers),
                 )
 
@@ -253,7 +253,7 @@ def test_an_evaluation_counts_every_sample_once_at_every_world_size() -> None:
             job.form(workers)
             for worker in workers:
                 job.await_record(worker, lambda record: record.status is WorkerStatus.FINISHED)
-                assert worker.results == {"mean": pytest.approx(14.5)}  # type: ignore[attr-defined]
+                assert worker.results == {"mean": pytest.approx(14.5)}
                 assert worker.journal.of("evaluation_committed")[0]["samples"] == 30
 
 
@@ -268,7 +268,7 @@ def test_an_evaluation_survives_the_loss_of_a_member() -> None:
         job.form(survivors)
         for worker in survivors:
             job.await_record(worker, lambda record: record.status is WorkerStatus.FINISHED)
-            assert worker.results == {"mean": pytest.approx(14.5)}  # type: ignore[attr-defined]
+            assert worker.results == {"mean": pytest.approx(14.5)}
             assert worker.model.weight == pytest.approx(reference_weight())
 
 
@@ -283,7 +283,7 @@ def test_a_worker_that_joins_during_an_evaluation_attends_it_and_goes_on_with_th
         for worker in (workers[0], *joiner):
             job.await_record(worker, lambda record: record.status is WorkerStatus.FINISHED)
             assert worker.model.weight == pytest.approx(reference_weight())
-        assert workers[0].results == {"mean": pytest.approx(14.5)}  # type: ignore[attr-defined]
+        assert workers[0].results == {"mean": pytest.approx(14.5)}
         assert joiner[0].journal.of("step_committed")[0]["step"] == 3
 
 
