@@ -123,9 +123,9 @@ class ShardStream:
         self.exhausted = False
         self._key = streams.key
         self._source = streams.make_stream(self.shard, num_shards)
-        set_epoch = getattr(self._source, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(self.data_epoch)
+        tell_data_epoch = getattr(self._source, "set_epoch", None)  # as PyTorch and Hugging Face call it
+        if tell_data_epoch is not None:
+            tell_data_epoch(self.data_epoch)
         self._keeps_state = _can_be_resumed(self._source)
         self._states: dict[int, bytes] = {}
         self.skipped = used - self._load(saved, used)
@@ -209,7 +209,8 @@ class ShardStream:
         if not self._keeps_state or self.position in self._states:
             return
         try:
-            self._states[self.position] = pack_state(self._source.state_dict())  # type: ignore[attr-defined]
+            state = self._source.state_dict()  # type: ignore[attr-defined]  # it was asked for before
+            self._states[self.position] = pack_state(state)
         except TypeError as error:
             self._keeps_state = False
             _log.warning("the stream of shard %d is resumed by counting and skipping: %s", self.shard, error)
