@@ -111,10 +111,10 @@ class Performer:
 
     def _seal(self, effect: SealWorld) -> None:
         stale = []
-        if effect.previous_epoch:
+        if effect.previous_membership_epoch:
             stale = [
-                Delete(self._keys.group(effect.previous_epoch), prefix=True),
-                Delete(f"{self._keys.suspects}{effect.previous_epoch}/", prefix=True),
+                Delete(self._keys.group(effect.previous_membership_epoch), prefix=True),
+                Delete(f"{self._keys.suspects}{effect.previous_membership_epoch}/", prefix=True),
             ]
         fence = self._write_world(effect.record, stale)
         published = WorldPublished(

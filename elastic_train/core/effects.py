@@ -69,7 +69,7 @@ class SealWorld(Effect):
     """Write the roster as sealed and delete what the groups before it exchanged; answered by WorldPublished."""
 
     record: WorldRecord
-    previous_epoch: int  # of the world sealed before; 0: none
+    previous_membership_epoch: int  # of the world sealed before; 0: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ else:
         return new
 
     @cache
-    def _access(cls):  # noqa: ANN001, ANN202
+    def _access(cls):  # noqa: ANN001, ANN202 - the class that inherits this, and functions made for it
         """Return a function that reads all fields at once, and one for each that writes it."""
         assert not hasattr(cls, "__post_init__"), f"{cls.__name__} checks its fields: use dataclasses.replace"
         names = cls.__slots__

@@ -211,8 +211,8 @@ def press(d: Draft) -> None:
     assert proposal is not None
     if d.is_due:
         waited_s = d.bounds.acknowledge_s(len(proposal.members))
-        epoch = proposal.record.membership_epoch
-        verdict = f"did not acknowledge membership epoch {epoch} within {waited_s:.1f} s"
+        number = proposal.record.membership_epoch
+        verdict = f"did not acknowledge membership epoch {number} within {waited_s:.1f} s"
         bury(d, proposal.missing, Cause.FORMATION, verdict)
         d.enter(Phase.BROKEN, d.now_s)
 
@@ -228,8 +228,8 @@ def follow_switch(d: Draft) -> None:
     answer_by_s = proposal.proposed_at_s + d.bounds.acknowledge_s(len(proposal.members))
     late = proposal.missing.intersection(proposal.record.joining)
     if late and d.now_s >= answer_by_s:
-        epoch = proposal.record.membership_epoch
-        bury(d, late, Cause.FORMATION, f"was ready, but did not acknowledge membership epoch {epoch}")
+        number = proposal.record.membership_epoch
+        bury(d, late, Cause.FORMATION, f"was ready, but did not acknowledge membership epoch {number}")
         d.enter(Phase.BROKEN, d.now_s)
         return
     due_s = answer_by_s if late else None

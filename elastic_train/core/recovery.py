@@ -76,8 +76,8 @@ def resume(remains: Remains, bounds: Bounds, at_s: float) -> JobState:
     if world.stage is Stage.ENDED:
         return replace(state, phase=_PHASE.get(world.outcome, Phase.STOPPED))
     if members or world.stage is Stage.SEALED:
-        epoch = world.membership_epoch if world.standing is None else world.standing.membership_epoch
-        sealed = replace(world, membership_epoch=epoch, stage=Stage.SEALED, members=members, standing=None)
+        number = world.membership_epoch if world.standing is None else world.standing.membership_epoch
+        sealed = replace(world, membership_epoch=number, stage=Stage.SEALED, members=members, standing=None)
         state = replace(state, world=World(sealed, at_s), short_s=None)
     return _resume_phase(state, world, at_s)
 

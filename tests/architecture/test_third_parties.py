@@ -21,6 +21,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "grpc": ("elastic_train/adapters/coordination/",),
     "google": ("elastic_train/adapters/coordination/",),
     "horovod": _FRAMEWORKS,
+    "jax": _FRAMEWORKS,
     "keras": _FRAMEWORKS,
     "lightgbm": _FRAMEWORKS,
     "lightning": _FRAMEWORKS,

@@ -9,9 +9,10 @@ from elastic_train.controller.election import Candidate, Leadership
 from elastic_train.core.records import Keys
 from elastic_train.errors import CoordinationUnavailable, GuardFailed, LeaseExpired
 from elastic_train.ports import Put
-from tests.unit.controller.fakes import PATIENCE_S
 
 KEYS = Keys("job")
+
+PATIENCE_S = 20.0
 
 
 class Clock:

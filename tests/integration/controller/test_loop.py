@@ -5,7 +5,7 @@ from elastic_train.core.records import Cause, Failure, Stage, WorkerId, WorkerSt
 from elastic_train.core.world import Phase
 from elastic_train.errors import CoordinationUnavailable
 from elastic_train.ports import Delete, Put
-from tests.unit.controller.fakes import led_job, wait_for
+from tests.integration.controller.fakes import led_job, wait_for
 
 
 def test_a_job_gathers_its_workers_and_publishes_a_world_whose_fence_is_its_revision() -> None:
