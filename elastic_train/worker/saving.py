@@ -91,7 +91,7 @@ class CheckpointSaver:
             self._await(lambda: ticket.is_done)
             if ticket.error is not None:
                 raise ticket.error
-            self._await(lambda: self._is_committed(ticket))
+            self._await(lambda: self._checkpointer.is_committed(ticket.step, ticket.fence))  # rank 0 does it
 
     def restore(self) -> Mapping[str, Any] | None:
         """Return the newest whole checkpoint's tree, or None if none was ever committed.
@@ -117,13 +117,6 @@ class CheckpointSaver:
             if self._interrupted():
                 raise GroupBroken("the world changed while its checkpoint was written")
             time.sleep(_POLL_S)
-
-    def _is_committed(self, ticket: Ticket) -> bool:
-        """Say whether rank 0 has committed what this member wrote its part of."""
-        if self._rank == 0:
-            return True
-        newest = self._checkpointer.latest()
-        return newest is not None and (newest.step, newest.fence) >= (ticket.step, ticket.fence)
 
     def _on_event(self, event: Event) -> None:
         if event.kind is EventKind.COMMITTED:
