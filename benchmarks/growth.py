@@ -42,8 +42,7 @@ def resize_once(job: RunningJob, trainer: ElasticTrainer, workers: int) -> dict[
     typical = median(after - before for before, after in pairwise(times) if after <= at)
     received = [record for record in job.of("state_received") if record.t > at]
     return {
-        "to_first_step_s": min(r.t for r in job.of("step_committed") if r.t > at and _size(job, r) == workers)
-        - at,
+        "to_first_step_s": min(r.t for r in job.of("step_committed") if r.t > at and _size(job, r) == workers) - at,
         "stall_s": max(gaps) - typical,
         "transfer_s": max((record["seconds"] for record in received), default=0.0),
     }
