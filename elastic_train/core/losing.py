@@ -252,8 +252,21 @@ def _obituary(event: WorkerLost) -> str:
     return f"{event.worker_id} exited with code {event.exit_code}{detail}"
 
 
-_SIGNALS = {1: "SIGHUP", 2: "SIGINT", 4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV"}
-_SIGNALS |= {13: "SIGPIPE", 15: "SIGTERM", 24: "SIGXCPU", 31: "SIGSYS"}  # as Linux numbers them
+_SIGNALS = {
+    1: "SIGHUP",
+    2: "SIGINT",
+    4: "SIGILL",
+    6: "SIGABRT",
+    7: "SIGBUS",
+    8: "SIGFPE",
+    9: "SIGKILL",
+    11: "SIGSEGV",
+    13: "SIGPIPE",
+    15: "SIGTERM",
+    24: "SIGXCPU",
+    31: "SIGSYS",
+}
+"""As Linux numbers them."""
 
 
 def _signal_name(number: int) -> str:
