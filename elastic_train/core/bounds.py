@@ -18,6 +18,7 @@ class Bounds:
 
     ack_timeout_s: float = 1.0  # for an answer to an unplanned proposal or a probe
     ack_timeout_per_worker_s: float = 0.001  # added for every member: one key is rewritten by each
+    silence_s: float = 8.0  # for the first answer of several, all silent: then the line to them is suspected first
     coalesce_s: float = 0.02  # after the first loss, for others that come with it
     coalesce_per_worker_s: float = 0.0002  # for every member, if that is longer: a node's loss takes long to arrive
     grace_s: float = 0.3  # after a broken collective, for the loss behind it to become known
@@ -62,6 +63,14 @@ class Bounds:
     def coalescing_s(self, members: int) -> float:
         """Return how long to wait for further losses in a world of this many members."""
         return max(self.coalesce_s, members * self.coalesce_per_worker_s)
+
+    def silent_until_s(self, asked_at_s: float, asked: int, missing: int) -> float:
+        """Return until when to bear it that nobody at all answers.
+
+        It is likelier that nothing reaches us than that all are gone; losses that the launcher or a lease tells of are
+        not waited for here.
+        """
+        return asked_at_s + self.silence_s if asked == missing > 1 else asked_at_s
 
     def acknowledge_s(self, members: int) -> float:
         """Return how long to wait for an answer from this many members."""

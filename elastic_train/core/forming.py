@@ -115,6 +115,8 @@ def acknowledge(d: Draft, event: WorkerAcknowledged) -> None:
     proposal = evolve(proposal, missing=missing, version=max(proposal.version, event.version))
     d.state = evolve(d.state, proposal=proposal)
     d.say(f"{event.worker_id} acknowledged membership epoch {event.membership_epoch}")
+    if d.state.phase is Phase.FORMING and d.state.due_s is not None:  # the line is not dead: the others answer soon too
+        d.state = evolve(d.state, due_s=min(d.state.due_s, d.now_s + d.bounds.acknowledge_s(len(proposal.members))))
     if proposal.record.planned and event.worker_id not in proposal.record.joining:
         note_parting(d)
     if not missing:
@@ -211,6 +213,12 @@ def press(d: Draft) -> None:
     assert proposal is not None
     if d.is_due:
         waited_s = d.bounds.acknowledge_s(len(proposal.members))
+        bear_s = d.bounds.silent_until_s(proposal.proposed_at_s, len(proposal.members), len(proposal.missing))
+        if d.now_s < bear_s:
+            d.state = evolve(d.state, due_s=bear_s)
+            d.say(f"nobody acknowledged membership epoch {proposal.record.membership_epoch} within {waited_s:.1f} s")
+            return
+        waited_s = d.now_s - proposal.proposed_at_s
         number = proposal.record.membership_epoch
         verdict = f"did not acknowledge membership epoch {number} within {waited_s:.1f} s"
         bury(d, proposal.missing, Cause.FORMATION, verdict)

@@ -197,7 +197,7 @@ def ask(d: Draft, why: str) -> None:
     asked = frozenset(worker.worker_id for worker in d.survivors())
     number = d.state.probes + 1
     deadline_s = d.now_s + d.bounds.acknowledge_s(len(asked))
-    d.state = evolve(d.state, probes=number, probe=Probe(number, deadline_s, asked, why))
+    d.state = evolve(d.state, probes=number, probe=Probe(number, d.now_s, deadline_s, asked, why))
     d.do(ProbeWorld(ProbeRecord(number, world.membership_epoch)))
     d.say(f"{why}: all members are asked for a sign of life")
 
@@ -212,7 +212,8 @@ def hear(d: Draft, event: WorkerAnsweredProbe) -> None:
     d.say(f"{event.worker_id} lives: {event.activity} for {event.activity_s:.1f} s")
     missing = probe.missing - {event.worker_id}
     answers = {**probe.answers, event.worker_id: (event.activity, event.activity_s)}
-    d.state = evolve(d.state, probe=evolve(probe, missing=missing, answers=answers))
+    deadline_s = min(probe.deadline_s, d.now_s + d.bounds.acknowledge_s(len(missing) + len(answers)))
+    d.state = evolve(d.state, probe=evolve(probe, deadline_s=deadline_s, missing=missing, answers=answers))
     if not missing:
         judge(d)
 
@@ -221,6 +222,11 @@ def judge(d: Draft) -> None:
     """Decide by what was answered who is lost, if anybody."""
     probe, bounds = d.state.probe, d.bounds
     assert probe is not None
+    bear_s = bounds.silent_until_s(probe.asked_at_s, len(probe.missing) + len(probe.answers), len(probe.missing))
+    if d.now_s < bear_s:
+        d.state = evolve(d.state, probe=evolve(probe, deadline_s=bear_s))
+        d.say(f"nobody answered probe {probe.number} yet")
+        return
     d.state = evolve(d.state, probe=None)
     silent = {worker.worker_id for worker in d.survivors()} & probe.missing
     patience_s = bounds.hang_timeout_s
@@ -228,7 +234,7 @@ def judge(d: Draft) -> None:
     idle = {who: spent_s for who, (what, spent_s) in probe.answers.items() if what is not Activity.COMPUTING}
     hung = [who for who, spent_s in busy.items() if spent_s > patience_s]
     if silent:
-        waited_s = bounds.acknowledge_s(len(probe.missing) + len(probe.answers))
+        waited_s = d.now_s - probe.asked_at_s
         bury(d, silent, Cause.LOSS, f"gave no sign of life within {waited_s:.1f} s: its process is stopped or blocked")
     elif hung and idle:
         bury(d, hung, Cause.LOSS, f"computes for more than {patience_s:.0f} s while others wait: it hangs")

@@ -106,6 +106,7 @@ class Probe:
     """A sign of life was asked of every member."""
 
     number: int
+    asked_at_s: float
     deadline_s: float
     missing: frozenset[WorkerId]
     suspicion: str  # what made us ask

@@ -31,30 +31,34 @@ def _unanswered() -> JobState:
     assert ready.phase is Phase.FORMING
     late_s = wake_at(ready, BOUNDS)
     assert late_s is not None
-    return _feed(ready, Tick(at_s=late_s)).state
+    silent = _feed(ready, Tick(at_s=late_s)).state
+    assert silent.phase is Phase.FORMING, "that nobody answers may be our own deafness"
+    last_s = wake_at(silent, BOUNDS)
+    assert last_s is not None
+    return _feed(silent, Tick(at_s=last_s)).state
 
 
 def test_its_late_answer_brings_it_back() -> None:
     state = _unanswered()
     assert state.phase is Phase.GATHERING
     assert not state.workers
-    back = _feed(state, WorkerAcknowledged(at_s=3.0, worker_id=A, membership_epoch=1))
+    back = _feed(state, WorkerAcknowledged(at_s=13.0, worker_id=A, membership_epoch=1))
     assert A in back.state.workers
     assert A not in back.state.gone
     assert "lives after all" in back.reason
-    formed = _feed(back.state, WorkerAcknowledged(at_s=3.0, worker_id=B, membership_epoch=1))
+    formed = _feed(back.state, WorkerAcknowledged(at_s=13.0, worker_id=B, membership_epoch=1))
     proposals = [effect for effect in formed.effects if isinstance(effect, ProposeWorld)]
     assert [proposal.record.members for proposal in proposals] == [(A, B)]
 
 
 def test_it_does_not_come_back_once_its_lease_has_ended() -> None:
-    state = _feed(_unanswered(), WorkerLost(at_s=2.5, worker_id=A, why=Loss.LEASE)).state
-    assert A not in _feed(state, WorkerAcknowledged(at_s=3.0, worker_id=A, membership_epoch=1)).state.workers
+    state = _feed(_unanswered(), WorkerLost(at_s=12.5, worker_id=A, why=Loss.LEASE)).state
+    assert A not in _feed(state, WorkerAcknowledged(at_s=13.0, worker_id=A, membership_epoch=1)).state.workers
 
 
 def test_it_comes_back_as_a_joiner_when_a_world_was_formed_without_it() -> None:
     newcomer = WorkerId("x3")
-    ready = WorkerReady(at_s=2.6, worker_id=newcomer)
+    ready = WorkerReady(at_s=12.6, worker_id=newcomer)
     forming = _feed(_unanswered(), ready, Tick(at_s=20.0)).state
     assert forming.membership_epoch == 2
     sealed = _feed(forming, WorkerAcknowledged(at_s=20.1, worker_id=newcomer, membership_epoch=2)).state
