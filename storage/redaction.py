@@ -59,6 +59,11 @@ class Scrubber:
     def __repr__(self) -> str:
         return f"<Scrubber of {len(self._secrets)} secrets>"
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Return what is masked, in all spellings."""
+        return self._secrets
+
     def learn(self, secrets: Iterable[str]) -> None:
         """Know more secrets, in all spellings in which they may turn up."""
         found = set(self._secrets)

@@ -76,7 +76,7 @@ class Evaluation:
             try:
                 finished = attendance._round()
             except GroupBroken as error:
-                runtime.recover(Transaction.STEP, error)
+                runtime.recover(error)
                 return  # what the others are at now is asked again
 
     def run(self) -> dict[str, float]:
@@ -89,7 +89,7 @@ class Evaluation:
                 while not self._round():
                     pass
             except GroupBroken as error:
-                self._runtime.recover(Transaction.EVALUATION, error)
+                self._runtime.recover(error)
                 results = self._runtime.progress.evaluations  # somebody may have finished it
         return results[self._name]
 

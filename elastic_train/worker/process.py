@@ -9,7 +9,6 @@ from typing import Any
 
 from elastic_train.core.records import Activity, Failure, WorkerStatus
 from elastic_train.errors import GroupBroken, UsageError, WorkerLeaving
-from elastic_train.worker.replica import Transaction
 from elastic_train.worker.runtime import Runtime
 
 _log = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ def _finish(runtime: Runtime, *, save_at_end: bool) -> None:
             runtime.save(wait=True)
         except GroupBroken as error:  # the members it is written with have changed: again, with those there are now
             version = -1
-            runtime.recover(Transaction.END, error)
+            runtime.recover(error)
     runtime.agent.progress.now(Activity.IDLE)
     runtime.journal.record("worker_finished", membership_epoch=runtime.membership_epoch)
     runtime.agent.finish(WorkerStatus.FINISHED)

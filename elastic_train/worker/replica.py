@@ -46,7 +46,6 @@ class Transaction(StrEnum):
 
     STEP = "step"
     EVALUATION = "evaluation"
-    END = "end"  # its train function has returned
 
 
 @dataclass(slots=True)
@@ -98,7 +97,6 @@ class _Hello:
 
     version: int  # -1: no valid state
     fresh: bool  # never had the job's state
-    transaction: str
 
 
 class Replica:
@@ -114,11 +112,8 @@ class Replica:
         self._checkpoints = checkpoints
         self._fresh = True
 
-    def synchronise(self, group: Group, membership_epoch: int, transaction: Transaction) -> bool:
+    def synchronise(self, group: Group, membership_epoch: int) -> None:
         """Bring every member to the most advanced state among them; where nobody has one, to the newest checkpoint.
-
-        Returns:
-            Whether the members may stand at different transactions now.
 
         Raises:
             GroupBroken: A member was lost meanwhile.
@@ -128,11 +123,11 @@ class Replica:
         """
         engine = self._require_engine()
         engine.attach(group)
-        hellos = self._greet(group, transaction)
+        hellos = self._greet(group)
         if all(hello.fresh or hello.version < 0 for hello in hellos):
             if group.rank == _founder(hellos):
                 self._restore(engine)
-            hellos = self._greet(group, transaction)
+            hellos = self._greet(group)
         newest = max(hello.version for hello in hellos)
         if newest < 0:
             raise WorkerLeaving("the state was lost in all members and there is no checkpoint: start afresh")
@@ -140,16 +135,15 @@ class Replica:
         receivers = [rank for rank in range(len(hellos)) if rank not in holders]
         if receivers:
             self._transfer(group, membership_epoch, holders, receivers)
-        return any(hello.fresh for hello in hellos) or len({hello.transaction for hello in hellos}) > 1
 
     def _require_engine(self) -> StepEngine:
         if self.engine is None:
             raise UsageError("make a TrainState(model=..., optimizer=...) before the first step")
         return self.engine
 
-    def _greet(self, group: Group, transaction: Transaction) -> list[_Hello]:
+    def _greet(self, group: Group) -> list[_Hello]:
         version = self.progress.version if self._require_engine().intact else -1
-        payload = msgpack.packb([version, self._fresh, str(transaction)])
+        payload = msgpack.packb([version, self._fresh])
         return [_Hello(*msgpack.unpackb(hello)) for hello in group.all_gather_bytes(payload)]
 
     def _restore(self, engine: StepEngine) -> None:

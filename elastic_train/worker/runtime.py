@@ -70,7 +70,7 @@ class Runtime:
         self._announced = False  # this worker has said that it is ready
         self._switch_agreed = False
         self._save_agreed = False
-        self._align = False  # members may stand at different transactions: ask before the next one
+        self._align = False  # members of a new world may stand at different transactions: ask before the first
 
     # ------------------------------------------------------------------ what the user's objects see
 
@@ -168,7 +168,7 @@ class Runtime:
         if not self._announced:
             self._announced = True
             self.agent.ready()
-            self._rejoin(Transaction.STEP)
+            self._rejoin()
 
     def enter(self, transaction: Transaction) -> bool:
         """Come to the beginning of a transaction, in a whole world with an up-to-date state.
@@ -178,12 +178,12 @@ class Runtime:
             just joined in the middle of a loop, knows nothing of: it takes part without samples, then asks again.
         """
         if self.agent.interrupted:
-            self.recover(transaction)
+            self.recover()
         while self._align:
             try:
                 kinds = self.group.all_gather_bytes(transaction.encode())
             except GroupBroken as error:
-                self.recover(transaction, error)
+                self.recover(error)
                 continue
             self._align = len(set(kinds)) > 1
             if self._align and transaction is Transaction.STEP:
@@ -213,14 +213,14 @@ class Runtime:
             self.save(wait=False)
         if self._switch_agreed:
             self._switch_agreed = False
-            self._switch(Transaction.STEP)
+            self._switch()
 
-    def recover(self, transaction: Transaction, error: BaseException | None = None) -> None:
+    def recover(self, error: BaseException | None = None) -> None:
         """Leave a broken world, take a place in the next one, and get the newest state."""
         if error is not None and not self.agent.interrupted:
             self.agent.suspect(str(error), broken=True)
         self._switch_agreed = self._save_agreed = False
-        self._rejoin(transaction)
+        self._rejoin()
 
     def commit(self) -> None:
         """Count one more committed transaction.
@@ -252,9 +252,9 @@ class Runtime:
         while True:
             self.agent.await_end()
             if self.agent.interrupted:
-                self._rejoin(Transaction.END)
+                self._rejoin()
             else:
-                self._switch(Transaction.END)
+                self._switch()
 
     def close(self) -> None:
         """Leave the world and finish saving."""
@@ -263,11 +263,11 @@ class Runtime:
 
     # ------------------------------------------------------------------ worlds
 
-    def _switch(self, transaction: Transaction) -> None:
+    def _switch(self) -> None:
         """Go over to the planned world: acknowledge, and leave the old group once everybody has."""
         proposal = self.agent.await_planned()
         if proposal is None:
-            self._rejoin(transaction)
+            self._rejoin()
             return
         if self._world is not None and not set(proposal.members) & set(self._world.record.members):
             self.save(wait=True)  # nobody carries the state over: it must outlive us all
@@ -276,9 +276,9 @@ class Runtime:
             self.agent.finish(WorkerStatus.LEAVING)
             self.agent.await_dismissal()  # not sooner: the others may still be reading our last bytes
         self.agent.acknowledge(proposal.membership_epoch, self.progress.version)
-        self._rejoin(transaction, keep_group=True)
+        self._rejoin(keep_group=True)
 
-    def _rejoin(self, transaction: Transaction, *, keep_group: bool = False) -> None:
+    def _rejoin(self, *, keep_group: bool = False) -> None:
         if not keep_group:
             self._leave_group()
         while True:
@@ -289,13 +289,14 @@ class Runtime:
             self.agent.progress.now(Activity.SWITCHING)
             try:
                 self._form(sealed)
-                self._align = self._replica.synchronise(self.group, self.membership_epoch, transaction)
+                self._replica.synchronise(self.group, self.membership_epoch)
             except GroupBroken as error:
                 _log.info("membership epoch %d did not form: %s", sealed.record.membership_epoch, error)
                 self._leave_group()
                 if not self.agent.interrupted:
                     self.agent.suspect(str(error), broken=True)
                 continue
+            self._align = True
             self._checkpoints.take_place(self.group.rank, self.group.world_size)
             self.agent.committed(self.progress.version)
             self.agent.progress.now(Activity.COMPUTING)

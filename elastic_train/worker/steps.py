@@ -71,7 +71,7 @@ class Loop:
         try:
             with_others()
         except GroupBroken as error:
-            self._runtime.recover(Transaction.STEP, error)
+            self._runtime.recover(error)
             return False
         return True
 
@@ -281,7 +281,7 @@ class Step:
             step=self.index,
             reason=str(error) or type(error).__name__,
         )
-        runtime.recover(Transaction.STEP, error)
+        runtime.recover(error)
         self.committed = self._loop.position > self.index
 
     def _is_abort(self, error: BaseException) -> bool:

@@ -21,8 +21,10 @@ class _ScrubbingFilter(logging.Filter):
         if record.exc_info:
             text += "\n" + "".join(traceback.format_exception(*record.exc_info))
             record.exc_info = None
+        everything = Scrubber()  # one after the other, a short secret of one store would break up a longer of another
         for scrubber in list(_scrubbers):
-            text = scrubber.scrub(text)
+            everything.learn(scrubber.secrets)
+        text = everything.scrub(text)
         record.msg, record.args = text, ()
         return True
 

@@ -330,3 +330,41 @@ def test_the_job_fixture_itself_ends_workers_that_still_wait() -> None:
     with running_job() as job:
         job.start(train_on(batches, nothing), 2)
     assert isinstance(job, Job)
+
+
+def test_a_member_that_had_not_begun_the_aborted_step_attends_the_evaluation_of_one_that_had() -> None:
+    """Code behind the block of an aborted step runs: there, one member evaluates while the other begins the step."""
+    gate = Gate(at_step=2)
+    inside = threading.Event()
+
+    def train(worker: Worker) -> None:
+        for step in worker.loop(batches()):
+            with step:
+                for (numbers,) in step:
+                    step.backward(sum(numbers) / len(numbers))
+                    if step.index == 3 and worker.worker_id == "w0000":
+                        inside.set()
+                worker.model.sgd(0.1)
+            if step.index == 3:
+                steps = worker.runtime.progress.positions["loop-0"]
+                worker.results = worker.evaluate(f"{steps}/0", validation(), mean_of)
+            if worker.worker_id == "w0001":
+                gate(worker, step)
+
+    with running_job() as job:
+        workers = job.start(train, 2)
+        job.form(workers)
+        gate.await_workers(1)
+        assert inside.wait(20)
+        workers[0].break_world()
+        job.await_suspicion(workers[0])
+        job.propose(workers)
+        assert workers[1].agent.await_interruption(20)
+        gate.opened.set()
+        job.seal(workers)
+        for worker in workers:
+            job.await_record(worker, lambda record: record.status is WorkerStatus.FINISHED)
+            assert worker.model.weight == pytest.approx(reference_weight())
+            assert worker.results == {"mean": pytest.approx(14.5)}
+        assert [record["step"] for record in workers[0].journal.of("step_aborted")] == [3]
+        assert workers[1].journal.of("step_aborted") == []
