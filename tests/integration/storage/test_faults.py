@@ -67,8 +67,8 @@ def test_ten_refusals_in_a_row_are_survived_and_lower_the_limit(open_s3: OpenS3,
     ],
 )
 def test_a_lasting_fault_is_named(open_s3: OpenS3, proxy: FaultProxy, fault: Reset, last: type) -> None:
+    open_s3().put("key", b"data")  # with retries: what is tested begins with the fault
     store = open_s3(retry=ONCE)
-    store.put("key", b"data")
     proxy.script([fault])
     with pytest.raises(DeadlineExceeded) as caught:
         store.get("key")
