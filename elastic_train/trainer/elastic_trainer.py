@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from elastic_train.config import (
     read_environment,
 )
 from elastic_train.core.records import ControlRequest, WorkerId
-from elastic_train.errors import ConfigurationError, UsageError
+from elastic_train.errors import ConfigurationError, CoordinationError, UsageError
 from elastic_train.trainer.controls import JobControls, JobStatus
 from elastic_train.trainer.job_directory import JobDirectory, locate
 from elastic_train.trainer.job_run import JobRun
@@ -28,6 +29,8 @@ from elastic_train.trainer.result import Result
 from elastic_train.trainer.settings import JobSettings, default_name
 
 _ANSWER_TIMEOUT_S = 30.0
+_ANSWER_POLL_S = 1.0
+_RETRY_S = 0.02
 
 
 class ElasticTrainer:
@@ -174,10 +177,24 @@ class ElasticTrainer:
         return self._controls().status()
 
     def _ask(self, request: ControlRequest) -> str:
-        answer = self._controls().answer(request, _ANSWER_TIMEOUT_S)
-        if not answer.accepted:
-            raise UsageError(f"job {self.name!r}: {answer.message}")
-        return answer.message
+        """Wait for the answer; a job that ends meanwhile takes its coordination service, and the answer, with it."""
+        run = self._run
+        give_up_s = time.monotonic() + _ANSWER_TIMEOUT_S
+        while True:
+            try:
+                answer = self._controls().answer(request, _ANSWER_POLL_S)
+            except (CoordinationError, UsageError):
+                if self._run is run and run is not None:
+                    if time.monotonic() >= give_up_s:
+                        raise
+                    time.sleep(_RETRY_S)
+                    continue
+                if request.action == "stop":
+                    return "the job has ended"
+                raise UsageError(f"job {self.name!r} ended before it could {request.action}") from None
+            if not answer.accepted:
+                raise UsageError(f"job {self.name!r}: {answer.message}")
+            return answer.message
 
     def _controls(self) -> JobControls:
         run = self._run
