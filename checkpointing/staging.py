@@ -27,11 +27,6 @@ class Arena:
     def __init__(self) -> None:
         self._memory: Bytes = np.empty(0, dtype=np.uint8)
 
-    @property
-    def capacity_nbytes(self) -> int:
-        """Return its size."""
-        return len(self._memory)
-
     def reserve(self, nbytes: int) -> Bytes:
         """Return the first `nbytes` bytes, touched already; what was in them is lost."""
         if nbytes > len(self._memory):

@@ -157,7 +157,6 @@ class TimeoutConfig:
         join_batch_s: A ready worker waits so long for others that are still starting, so that one change admits them.
         formation_timeout_s: Forming the process group of a world takes at most this long.
         start_timeout_s: A worker process that has not registered itself by then is killed and replaced.
-        coordination_deadline_s: How long one call may try all endpoints of the coordination service.
     """
 
     lease_ttl_s: float = 10.0
@@ -166,7 +165,6 @@ class TimeoutConfig:
     join_batch_s: float = 0.2
     formation_timeout_s: float = 10.0
     start_timeout_s: float = 60.0
-    coordination_deadline_s: float = 10.0
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from checkpointing.core.digest import DIGEST_NBYTES
@@ -135,10 +135,6 @@ class Manifest:
     def nbytes(self) -> int:
         """Return the size of the state's tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
-
-    def with_files(self, keys: Mapping[str, str]) -> Manifest:
-        """Return the manifest with some files renamed."""
-        return replace(self, files=tuple(replace(file, key=keys.get(file.key, file.key)) for file in self.files))
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
